@@ -1,0 +1,126 @@
+"""The seam between the spooler and where tasks are kept.
+
+A store keeps tasks; it knows nothing of workers, retries or time. What waits in it is described by `Entry`, small
+enough that a million of them fit in memory; the schedule holds those. Every store passes `tests/contract/`.
+
+A claim is a promise that one owner at most runs a task. `claim` gives a `Claim` that can be sent to a worker process,
+which resolves it with `trispool.worker.claims`: for a directory the claim is only the file's path, and the *worker* opens
+and locks the file, because the kernel then frees the lock when the worker dies and because the file work of a task
+(19 µs) is then spread over the workers instead of being the service's bottleneck; for other stores it carries the task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from trispool.errors import TrispoolError
+from trispool.task import NewTask, Task
+
+__all__ = ["Change", "Claim", "Entry", "SpoolStore"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A waiting task, as much of it as scheduling needs.
+
+    Attributes:
+        id: The task's id.
+        ref: Where the store finds it (a directory: the path below the spool directory). Opaque to everyone else.
+        at: Unix seconds from which on it may run.
+        priority: Its priority or None.
+        order: Sorts by time of enqueuing: microseconds since 1970, then the writer's counter.
+    """
+
+    id: str
+    ref: str
+    at: float
+    priority: int | None
+    order: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a watch saw of one task.
+
+    Attributes:
+        ref: The entry's `ref`.
+        entry: The task as it is now, or None if it is gone.
+    """
+
+    ref: str
+    entry: Entry | None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One task for one worker, as it goes over the wire.
+
+    Attributes:
+        id: The task's id.
+        ref: The entry's `ref`.
+        content: (encoded vars, body), or None if the worker claims the file at `ref` itself.
+    """
+
+    id: str
+    ref: str
+    content: tuple[bytes, bytes] | None = None
+
+
+class SpoolStore(Protocol):
+    """Where the tasks of one spool are kept."""
+
+    @property
+    def directory(self) -> str | None:
+        """The absolute spool directory in which workers resolve claims, or None where claims carry their task."""
+        ...
+
+    async def add(self, tasks: Sequence[NewTask]) -> Sequence[Entry | TrispoolError]:
+        """Keep new tasks, as durably as the spool is configured, and only then return.
+
+        Calls that wait at the same time share one commit. One task's failure is its own result, not the batch's.
+
+        Returns:
+            For each task, in order, its entry, or why it was not kept (`TaskRefused` or `SpoolUnavailable`).
+        """
+        ...
+
+    def scan(self) -> AsyncIterator[Sequence[Entry]]:
+        """Look at everything that waits, in chunks of a few hundred entries.
+
+        Raises:
+            SpoolUnavailable: The store cannot be read now.
+        """
+        ...
+
+    def watch(self) -> AsyncIterator[Sequence[Change] | None]:
+        """Changes by others (and by us) as they happen. None: some were lost, a scan is needed. Endless.
+
+        A watch is a hint that makes things quick. What it misses, the next scan finds.
+        """
+        ...
+
+    async def claim(self, entries: Sequence[Entry]) -> Sequence[Claim]:
+        """Claims for those of `entries` that still wait, in order."""
+        ...
+
+    async def finish(self, done: Sequence[Claim]) -> None:
+        """These ran well: forget them, whatever the worker has already done about them."""
+        ...
+
+    async def release(self, claims: Sequence[Claim]) -> None:
+        """These wait again."""
+        ...
+
+    async def set_aside(self, entry: Entry, reason: str) -> bool:
+        """Keep a task that cannot or must not run where a person finds it.
+
+        Returns:
+            False if it is gone, or somebody else is at work on it.
+        """
+        ...
+
+    async def get(self, ref: str) -> Task | None:
+        """The waiting task at `ref`, or None if it is gone or unreadable."""
+        ...
