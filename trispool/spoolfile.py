@@ -1,0 +1,133 @@
+"""Spool files as bytes and names: uWSGI's own format, byte for byte. Pure; `spooldir` does the file work.
+
+A file, as `core/spooler.c`, `uwsgi_spool_request` writes it, is the packet that asked for the task, then its body:
+
+    +------+-----------------+------+----------------------+-----------------+
+    | 0x11 | size, u16 LE    | 0x00 | vars (size bytes)    | body, to the    |
+    | (17) | of the vars     |      |                      | end of the file |
+    +------+-----------------+------+----------------------+-----------------+
+
+Its name is `uwsgi_spoolfile_on_<host>_<pid>_<counter>_<random>_<seconds>_<microseconds>`, all numbers decimal. A host
+may contain underscores, so names are read from their end.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from trispool.errors import MalformedPacket, MalformedSpoolFile
+from trispool.packet import SPOOLER_MODIFIER, decode_vars, encode_packet, fault_in_vars
+
+__all__ = ["PREFIX", "decode", "encode", "is_priority_name", "is_spool_name", "new_name", "order_of"]
+
+PREFIX: Final = "uwsgi_spoolfile_on_"
+"""How the name of every spool file begins (`core/spooler.c`, `spooler_manage_task`)."""
+
+_HIGHEST_PRIORITY: Final = 2**63 - 1
+"""uWSGI makes a directory of any digits. Those beyond what a database column holds are all run last."""
+
+_MAX_DIGITS: Final = 20
+"""The longest decimal number of 64 bits: longer ones were not written by a uWSGI."""
+
+
+def encode(payload: bytes, body: bytes) -> bytes:
+    """The content of a spool file.
+
+    Args:
+        payload: The encoded vars, at most 65,535 bytes.
+        body: Any bytes.
+    """
+    return encode_packet(payload) + body
+
+
+def decode(data: bytes) -> tuple[dict[bytes, bytes], bytes]:
+    """Vars and body of a spool file.
+
+    Raises:
+        MalformedSpoolFile: It is none; with `incomplete` set if it is the beginning of one.
+    """
+    if len(data) < 4 or data[0] != SPOOLER_MODIFIER or data[3] != 0:
+        raise _why_not(data)
+    end = 4 + (data[1] | data[2] << 8)
+    if len(data) < end:
+        raise _why_not(data)
+    try:
+        return decode_vars(data[4:end]), data[end:]
+    except MalformedPacket as error:
+        raise MalformedSpoolFile(f"byte {4 + error.offset}: {error}") from None
+
+
+def _why_not(data: bytes) -> MalformedSpoolFile:
+    """What is wrong with a file that has no good header, or less than its header says."""
+    if not data:
+        return MalformedSpoolFile("the file is empty", incomplete=True)
+    if data[0] != SPOOLER_MODIFIER:
+        return MalformedSpoolFile(f"byte 0: modifier1 is {data[0]}, a spool file has {SPOOLER_MODIFIER}")
+    if len(data) < 4:
+        return MalformedSpoolFile(f"only {len(data)} of the 4 bytes of its header are there", incomplete=True)
+    if data[3] != 0:
+        return MalformedSpoolFile(f"byte 3: modifier2 is {data[3]}, a spool file has 0")
+    size = data[1] | data[2] << 8
+    # More bytes can only help if those that are there could be the beginning of such vars.
+    if fault := fault_in_vars(data[4:], size):
+        return MalformedSpoolFile(f"byte {4 + fault[0]}: {fault[1]}")
+    return MalformedSpoolFile(f"only {len(data) - 4} of the {size} bytes of its vars are there", incomplete=True)
+
+
+def new_name(hostname: str, pid: int, counter: int, random: int, seconds: int, microseconds: int) -> str:
+    """The name of a new spool file.
+
+    Args:
+        hostname: This machine's name, without a "/".
+        pid: This process.
+        counter: How many names this process has made, this one included.
+        random: 0 to 2**31 - 1, as C's `rand` gives.
+        seconds: Of the time now, since 1970.
+        microseconds: Of the time now, within the second.
+    """
+    return f"{PREFIX}{hostname}_{pid}_{counter}_{random}_{seconds}_{microseconds}"
+
+
+def is_spool_name(name: str) -> bool:
+    """Whether a file of this name is a task. A name that is not UTF-8 could not be a task's id, so it is none."""
+    return name.startswith(PREFIX) and (name.isascii() or _is_utf8(name))
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # os.listdir gives lone surrogates for bytes that are not UTF-8
+        return False
+    return True
+
+
+def order_of(name: str, fallback_mtime: float) -> tuple[int, int]:
+    """When a task was enqueued: microseconds since 1970, then the writer's counter.
+
+    Args:
+        name: The spool file's name.
+        fallback_mtime: Its mtime, Unix seconds, for a name that does not tell.
+    """
+    try:
+        _, _, counter, _, seconds, microseconds = name.rsplit("_", 5)
+    except ValueError:
+        return int(fallback_mtime * 1_000_000), 0
+    digits = counter + seconds + microseconds
+    if (
+        digits.isdecimal()
+        and digits.isascii()
+        and counter
+        and 0 < len(seconds) < 12
+        and 0 < len(microseconds) < 7
+        and len(counter) <= _MAX_DIGITS
+    ):
+        return int(seconds) * 1_000_000 + int(microseconds), int(counter)
+    return int(fallback_mtime * 1_000_000), 0
+
+
+def is_priority_name(name: str) -> int | None:
+    """The priority that a directory of this name stands for, or None if it is no priority directory."""
+    if not (name.isascii() and name.isdecimal()):
+        return None
+    digits = name.lstrip("0")
+    return int(digits or "0") if len(digits) < len(str(_HIGHEST_PRIORITY)) else _HIGHEST_PRIORITY
