@@ -7,9 +7,9 @@
 | `failed`, `lost`, `timeout` | runs again after the back-off |
 | `ignore` (no handler for it) | is looked at again after `frequency`, and is not counted as an attempt |
 
-With `max_attempts` the last of them is followed by giving up. uWSGI knows only "again at the next scan, for ever", which
-is what the defaults here are, but for one difference: a scan that comes early, because a task arrived, does not run the
-failing ones again (`core/spooler.c` runs all that it finds).
+With `max_attempts` the last of them is followed by giving up. uWSGI knows only "again at the next scan, for ever",
+which is what the defaults here are, but for one difference: a scan that comes early, because a task arrived, does not
+run the failing ones again (`core/spooler.c` runs all that it finds).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class RetryPolicy:
             return min(float(2 ** min(attempts - 1, 12)), LONGEST_BACKOFF) * (1 - JITTER * jitter)
         if isinstance(self.backoff, int | float):
             return float(self.backoff)
-        return float(self.backoff[min(attempts, len(self.backoff)) - 1])  # type: ignore[arg-type] # str is excluded
+        return float(self.backoff[min(attempts, len(self.backoff)) - 1])
 
 
 @dataclass(frozen=True, slots=True)

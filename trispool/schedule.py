@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterator
-from typing import Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 from trispool.task import MAX_PRIORITY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["Schedulable", "Schedule", "Waiting"]
 
@@ -58,14 +60,16 @@ class Waiting(Generic[EntryT]):
         entry: The task.
         due_at: Unix seconds from which on it is ready.
         is_ready: Whether it has been found due.
+        seen: For the owner's use: a number, 0 at first.
     """
 
-    __slots__ = ("due_at", "entry", "is_ready", "slot")
+    __slots__ = ("due_at", "entry", "is_ready", "seen", "slot")
 
     def __init__(self, entry: EntryT, due_at: float, slot: int) -> None:
         self.entry = entry
         self.due_at = due_at
         self.is_ready = False
+        self.seen = 0
         self.slot = slot
 
 
@@ -79,7 +83,7 @@ class Schedule(Generic[EntryT]):
         # In the order of becoming ready, which is that of due times but for tasks found late; may hold stale ones.
         self._by_age: deque[tuple[int, Waiting[EntryT]]] = deque()
         self._ready_count = 0
-        self.slots = 0
+        self._last_slot = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -101,7 +105,7 @@ class Schedule(Generic[EntryT]):
         """The waiting task of that `ref`, if it waits."""
         return self._waiting.get(ref)
 
-    def put(self, entry: EntryT, due_at: float, now: float) -> None:
+    def put(self, entry: EntryT, due_at: float, now: float) -> Waiting[EntryT]:
         """Let a task wait; one of the same `ref` is replaced.
 
         Args:
@@ -110,13 +114,14 @@ class Schedule(Generic[EntryT]):
             now: Unix seconds.
         """
         self.discard(entry.ref)
-        self.slots += 1
-        waiting = Waiting(entry, due_at, self.slots)
+        self._last_slot += 1
+        waiting = Waiting(entry, due_at, self._last_slot)
         self._waiting[entry.ref] = waiting
         if due_at <= now:
             self._make_ready(waiting)
         else:
-            heapq.heappush(self._later, (due_at, self.slots, waiting))
+            heapq.heappush(self._later, (due_at, self._last_slot, waiting))
+        return waiting
 
     def discard(self, ref: str) -> Waiting[EntryT] | None:
         """Forget a task, if it waits.

@@ -7,9 +7,11 @@ while a worker process has it, and ends `DONE`, `DEAD` (trispool gave up and kee
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = [
     "LATEST_AT",
@@ -17,8 +19,11 @@ __all__ = [
     "MAX_VALUE",
     "MAX_VARS",
     "Accepted",
+    "AttemptRow",
+    "Entry",
     "NewTask",
     "Outcome",
+    "Retrying",
     "Task",
     "TaskState",
 ]
@@ -75,6 +80,68 @@ class NewTask:
     at: float | None = None
     priority: int | None = None
     spool: str | None = None
+
+
+class Entry(NamedTuple):
+    """A waiting task, as much of it as scheduling needs: small, since a million of them may be in memory.
+
+    Attributes:
+        id: The task's id.
+        ref: Where its store finds it (a directory: the path below the spool directory). Opaque to everyone else.
+        at: Unix seconds from which on it may run.
+        priority: Its priority, or None.
+        order: Sorts by time of enqueuing: microseconds since 1970, then the writer's counter.
+        fresh: It was found while its writer may still be at work: leave it alone for a second.
+    """
+
+    id: str
+    ref: str
+    at: float
+    priority: int | None
+    order: tuple[int, int]
+    fresh: bool = False
+
+
+class AttemptRow(NamedTuple):
+    """One row of the history; a plain tuple, since every task makes one. Times are Unix seconds.
+
+    Attributes:
+        state: `done` or `dead`, or None if the task goes on waiting.
+    """
+
+    task: str
+    number: int
+    outcome: str
+    state: str | None
+    started_at: float
+    queue_seconds: float
+    run_seconds: float
+    worker: int
+    handler: str | None
+    error: str | None
+    traceback: str | None
+    at: float
+    priority: int | None
+    enqueued_at: float
+
+
+class Retrying(NamedTuple):
+    """What is remembered of a task that waits for another attempt.
+
+    Attributes:
+        attempts: How many it has had.
+        due_at: When the next one is, Unix seconds.
+        by_frequency: Whether a change of the spool's frequency moves it.
+        ended_at: When the last attempt ended, Unix seconds.
+        error: How it ended.
+    """
+
+    task: str
+    attempts: int
+    due_at: float
+    by_frequency: bool
+    ended_at: float
+    error: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,44 +4,25 @@ A store keeps tasks; it knows nothing of workers, retries or time. What waits in
 enough that a million of them fit in memory; the schedule holds those. Every store passes `tests/contract/`.
 
 A claim is a promise that one owner at most runs a task. `claim` gives a `Claim` that can be sent to a worker process,
-which resolves it with `trispool.worker.claims`: for a directory the claim is only the file's path, and the *worker* opens
-and locks the file, because the kernel then frees the lock when the worker dies and because the file work of a task
-(19 µs) is then spread over the workers instead of being the service's bottleneck; for other stores it carries the task.
+which resolves it with `trispool.worker.claims`. For a directory it is only the file's path, and the *worker* opens and
+locks the file: the kernel then frees the lock when the worker dies, and the file work of a task (19 µs) is spread over
+the workers instead of being the service's bottleneck. For other stores it carries the task.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from trispool.errors import TrispoolError
-from trispool.task import NewTask, Task
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Sequence
 
-__all__ = ["Change", "Claim", "Entry", "SpoolStore"]
+    from trispool.errors import TrispoolError
+    from trispool.task import Entry, NewTask, Task
 
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A waiting task, as much of it as scheduling needs.
-
-    Attributes:
-        id: The task's id.
-        ref: Where the store finds it (a directory: the path below the spool directory). Opaque to everyone else.
-        at: Unix seconds from which on it may run.
-        priority: Its priority or None.
-        order: Sorts by time of enqueuing: microseconds since 1970, then the writer's counter.
-    """
-
-    id: str
-    ref: str
-    at: float
-    priority: int | None
-    order: tuple[int, int]
+__all__ = ["Change", "Claim", "SpoolStore"]
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """What a watch saw of one task.
 
     Attributes:
@@ -53,8 +34,7 @@ class Change:
     entry: Entry | None
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """One task for one worker, as it goes over the wire.
 
     Attributes:
@@ -72,6 +52,11 @@ class SpoolStore(Protocol):
     """Where the tasks of one spool are kept."""
 
     @property
+    def problem(self) -> str | None:
+        """Why the store takes no more tasks, or None."""
+        ...
+
+    @property
     def directory(self) -> str | None:
         """The absolute spool directory in which workers resolve claims, or None where claims carry their task."""
         ...
@@ -86,7 +71,7 @@ class SpoolStore(Protocol):
         """
         ...
 
-    def scan(self) -> AsyncIterator[Sequence[Entry]]:
+    def scan(self) -> AsyncGenerator[Sequence[Entry], None]:
         """Look at everything that waits, in chunks of a few hundred entries.
 
         Raises:
@@ -94,7 +79,7 @@ class SpoolStore(Protocol):
         """
         ...
 
-    def watch(self) -> AsyncIterator[Sequence[Change] | None]:
+    def watch(self) -> AsyncGenerator[Sequence[Change] | None, None]:
         """Changes by others (and by us) as they happen. None: some were lost, a scan is needed. Endless.
 
         A watch is a hint that makes things quick. What it misses, the next scan finds.
@@ -113,12 +98,19 @@ class SpoolStore(Protocol):
         """These wait again."""
         ...
 
-    async def set_aside(self, entry: Entry, reason: str) -> bool:
+    async def set_aside(self, entry: Entry) -> bool:
         """Keep a task that cannot or must not run where a person finds it.
 
         Returns:
             False if it is gone, or somebody else is at work on it.
+
+        Raises:
+            SpoolUnavailable: It could not be kept there, and waits still.
         """
+        ...
+
+    async def dead(self) -> Sequence[Entry]:
+        """What has been set aside."""
         ...
 
     async def get(self, ref: str) -> Task | None:

@@ -1,0 +1,153 @@
+"""Holding a spool file: the lock that says who runs a task.
+
+Ours are open-file-description locks (fcntl(2), `F_OFD_SETLK`). They conflict with the POSIX record locks of uWSGI
+(`core/lock.c`, `uwsgi_fcntl_is_locked`), so both may work on one directory; unlike those they are not lost when some
+other descriptor of the file is closed, as when a handler reads its own spool file, and the kernel frees them when their
+owner dies.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+from typing import TYPE_CHECKING, Final
+
+from trispool.errors import TrispoolError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+__all__ = ["ClaimedFile", "Gone", "Locked", "NotDue", "Settling", "Unclaimable", "Unreadable", "open_locked"]
+
+# struct flock with 64-bit offsets: l_type, l_whence, (padding), l_start, l_len, l_pid, which must be 0, (padding)
+_WRITE_LOCK: Final = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+_FLAGS: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_NOT_A_FILE: Final = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENOTDIR)
+
+
+class Unclaimable(TrispoolError):
+    """The task cannot be run now."""
+
+
+class Gone(Unclaimable):
+    """The file is no longer there."""
+
+
+class Locked(Unclaimable):
+    """Somebody else is at work on the file."""
+
+
+class Settling(Unclaimable):
+    """Not now: the file is incomplete but young, so its writer may not have finished, or the system cannot open it."""
+
+
+class NotDue(Unclaimable):
+    """The task is for later.
+
+    Args:
+        at: Unix seconds from which on it may run.
+    """
+
+    def __init__(self, at: float) -> None:
+        super().__init__()
+        self.at = at
+
+
+class Unreadable(Unclaimable):
+    """The file is no spool file.
+
+    Args:
+        reason: What is wrong with it.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class ClaimedFile:
+    """A spool file that is ours to run until it is closed.
+
+    Attributes:
+        ref: Its path below the spool directory.
+        vars: The task's vars.
+        body: The task's body.
+        at: Its mtime, Unix seconds.
+
+    Args:
+        fd: The locked descriptor, owned from now on.
+        unlink: Removes the file, given `ref` and `fd`.
+    """
+
+    __slots__ = ("_fd", "_unlink", "at", "body", "ref", "vars")
+
+    def __init__(
+        self,
+        fd: int,
+        ref: str,
+        vars: Mapping[bytes, bytes],
+        body: bytes,
+        at: float,
+        unlink: Callable[[str, int], None],
+    ) -> None:
+        self._fd = fd
+        self._unlink = unlink
+        self.ref = ref
+        self.vars = vars
+        self.body = body
+        self.at = at
+
+    def remove(self) -> None:
+        """The task is done: delete its file and let go of it.
+
+        A person may have moved the file while it ran. It is then looked for in the other places where it would run
+        again; one that was taken out of the spool is left where it is.
+
+        Raises:
+            OSError: The file could not be deleted; it is let go of all the same.
+        """
+        try:
+            self._unlink(self.ref, self._fd)
+        finally:
+            os.close(self._fd)
+
+    def close(self) -> None:
+        """Let go of the file; it waits again."""
+        os.close(self._fd)
+
+
+def open_locked(folder: int, ref: str) -> int:
+    """Open a spool file and lock it.
+
+    Args:
+        folder: A descriptor of the spool directory.
+        ref: The file's path below it.
+
+    Returns:
+        A descriptor; closing it lets go of the file.
+
+    Raises:
+        Gone: There is no such file.
+        Locked: Somebody else runs it.
+        Unreadable: It is a symbolic link or something else that is not opened.
+        Settling: The system refuses (no descriptors left, no permission).
+    """
+    try:
+        fd = os.open(ref, _FLAGS, dir_fd=folder)
+    except FileNotFoundError:
+        raise Gone from None
+    except OSError as error:
+        if error.errno in _NOT_A_FILE:
+            raise Unreadable(error.strerror or str(error)) from error
+        raise Settling(f"{ref} cannot be opened: {error.strerror or error}") from error
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _WRITE_LOCK)
+    except (BlockingIOError, PermissionError):
+        os.close(fd)
+        raise Locked from None
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd

@@ -1,0 +1,131 @@
+"""Finds tasks that others put into, or took out of, a spool.
+
+Two ways, because neither is enough: the store's watch tells at once but may miss things, and a full look every
+`frequency` seconds misses nothing but comes late.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Final, Protocol
+
+import structlog
+import trio
+
+from trispool.errors import SpoolUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from trispool.store import Change, SpoolStore
+    from trispool.task import Entry
+
+__all__ = ["Observer", "Scanner"]
+
+RETRY_SECONDS: Final = 5.0
+"""After a scan that failed (directory unmounted, no descriptors) the next one comes this soon at the latest."""
+
+_log = structlog.get_logger()
+
+
+class Observer(Protocol):
+    """Who is told what was found. The dispatcher is one."""
+
+    def scan_begins(self) -> None:
+        """What is not seen from now until `scan_ended` is gone."""
+        ...
+
+    def scan_saw(self, entries: Sequence[Entry]) -> None:
+        """These wait."""
+        ...
+
+    async def scan_ended(self) -> None:
+        """All has been seen."""
+        ...
+
+    def changed(self, changes: Sequence[Change]) -> None:
+        """These came, went, or are not what they were."""
+        ...
+
+
+class Scanner:
+    """Scans one spool and watches it.
+
+    Args:
+        store: The spool's store.
+        observer: Who is told.
+        frequency: Seconds from the end of one scan to the next.
+    """
+
+    def __init__(self, store: SpoolStore, observer: Observer, frequency: float) -> None:
+        self._store = store
+        self._observer = observer
+        self._frequency = frequency
+        self._scanned_at = -math.inf
+        self._wait = trio.CancelScope()
+        self._finished = trio.Event()
+        self._again = False
+        self.problem: str | None = None
+
+    @property
+    def frequency(self) -> float:
+        """Seconds from the end of one scan to the next."""
+        return self._frequency
+
+    def set_frequency(self, seconds: float) -> None:
+        """Scan every `seconds` from now on; a wait that is under way ends accordingly."""
+        self._frequency = seconds
+        self._wait.deadline = self._scanned_at + self._pause()
+
+    async def scan_now(self) -> None:
+        """Look at everything, and return when that is done."""
+        # One that is under way may have passed a file by already.
+        await self._request().wait()
+
+    def _request(self) -> trio.Event:
+        self._again = True
+        self._wait.cancel()
+        return self._finished
+
+    async def run_scanner(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Scan and watch until cancelled. Started once the first scan has been made."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch)
+            await self._scan()
+            task_status.started()
+            while True:
+                if not self._again:
+                    with trio.CancelScope(deadline=self._scanned_at + self._pause()) as self._wait:
+                        await trio.sleep_forever()
+                await self._scan()
+
+    async def _watch(self) -> None:
+        async with aclosing(self._store.watch()) as watch:
+            async for changes in watch:
+                if changes is None:
+                    self._request()
+                else:
+                    self._observer.changed(changes)
+
+    async def _scan(self) -> None:
+        self._again = False
+        # Whoever asks while this scan is under way waits for the next one.
+        finished, self._finished = self._finished, trio.Event()
+        self._observer.scan_begins()
+        try:
+            async with aclosing(self._store.scan()) as chunks:
+                async for entries in chunks:
+                    self._observer.scan_saw(entries)
+        except SpoolUnavailable as error:
+            if self.problem is None:
+                _log.error("scan_failed", error=str(error))
+            self.problem = str(error)
+        else:
+            self.problem = None
+            await self._observer.scan_ended()
+        self._scanned_at = trio.current_time()
+        finished.set()
+
+    def _pause(self) -> float:
+        return self._frequency if self.problem is None else min(self._frequency, RETRY_SECONDS)

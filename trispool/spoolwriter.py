@@ -1,0 +1,184 @@
+"""Putting new files into a spool directory: whole or not at all, and on disk before anybody is told."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import random
+import socket
+import stat
+import time
+from typing import TYPE_CHECKING, Final
+
+from trispool import spoolfile
+from trispool.errors import SpoolUnavailable, TaskRefused, TrispoolError
+from trispool.task import Entry, NewTask
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = ["NANO", "SpoolWriter"]
+
+NANO: Final = 1_000_000_000
+"""Nanoseconds in a second. An int: `ns / NANO` is then rounded once, and an `at` comes back as it was given."""
+
+
+class SpoolWriter:
+    """Writes tasks as spool files.
+
+    After a failed fsync it takes no more tasks: what the page cache then holds is unknown, and a second fsync would
+    claim success for what is lost.
+
+    Args:
+        path: The spool directory, for messages.
+        folder: A descriptor of it.
+        temporary: A descriptor of a directory on the same file system, for files in the making.
+        fsync: Whether `add` returns only when files and directory are on disk.
+
+    Attributes:
+        broken: Why it takes no more tasks, or None.
+    """
+
+    def __init__(self, path: str, folder: int, temporary: int, *, fsync: bool) -> None:
+        self.broken: str | None = None
+        self._path = path
+        self._folder = folder
+        self._temporary = temporary
+        self._fsync = fsync
+        # The host's name is the only free part of a spool file's name; a "/" in it would be a path.
+        self._hostname = socket.gethostname().replace("/", "_") or "localhost"
+        self._own = f"{spoolfile.PREFIX}{self._hostname}_{os.getpid()}_"
+        self._counter = itertools.count(1)
+
+    def is_own(self, name: str) -> bool:
+        """Whether this process wrote the file of that name."""
+        return name.startswith(self._own)
+
+    def add(self, tasks: Sequence[NewTask]) -> list[Entry | TrispoolError]:
+        """Keep new tasks, one file each; with `fsync` all of them share the directory's.
+
+        Returns:
+            For each task, in order, its file, or why there is none.
+        """
+        written: list[tuple[str, Entry] | TrispoolError] = [self._write_or_refuse(task) for task in tasks]
+        results: list[Entry | TrispoolError] = []
+        touched: set[str] = set()
+        for item in written:
+            if isinstance(item, TrispoolError):
+                results.append(item)
+                continue
+            temporary, entry = item
+            try:
+                self._publish(temporary, entry.ref, touched)
+            except OSError as error:
+                self._discard(temporary)
+                results.append(_unavailable(error))
+            else:
+                results.append(entry)
+        if self._fsync and touched:
+            try:
+                for folder in touched:
+                    self._fsync_folder(folder)
+            except OSError as error:
+                return self._take_back(results, error)
+        return results
+
+    def _write_or_refuse(self, task: NewTask) -> tuple[str, Entry] | TrispoolError:
+        if self.broken is not None:
+            return SpoolUnavailable(self.broken)
+        seconds, nanoseconds = divmod(time.time_ns(), NANO)
+        name = spoolfile.new_name(
+            self._hostname,
+            os.getpid(),
+            next(self._counter),
+            random.getrandbits(31),
+            seconds,
+            nanoseconds // 1000,
+        )
+        try:
+            status = self._write(name, task)
+        except TrispoolError as error:
+            return error
+        except OSError as error:
+            return _unavailable(error)
+        ref = name if task.priority is None else f"{task.priority}/{name}"
+        at = status.st_mtime_ns / NANO
+        return name, Entry(name, ref, at, task.priority, spoolfile.order_of(name, at))
+
+    def _write(self, name: str, task: NewTask) -> os.stat_result:
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+        fd = os.open(name, flags, 0o600, dir_fd=self._temporary)
+        try:
+            _write_all(fd, spoolfile.encode(task.payload, task.body))
+            if task.at:
+                at_ns = int(task.at) * NANO + round(task.at % 1 * NANO)
+                os.utime(fd, ns=(at_ns, at_ns))
+            status = os.fstat(fd)
+            if task.at and abs(status.st_mtime_ns - at_ns) > NANO:
+                # XFS without bigtime ends in 2038 and clamps silently: the task would run at the wrong time.
+                raise TaskRefused(f"at={task.at}: the file system of {self._path} cannot hold a time that late")
+            if self._fsync:
+                self._fsync_or_break(fd)
+        except BaseException:
+            self._discard(name)
+            raise
+        finally:
+            os.close(fd)
+        return status
+
+    def _publish(self, name: str, ref: str, touched: set[str]) -> None:
+        folder = os.path.dirname(ref)
+        if folder:
+            try:
+                os.mkdir(folder, 0o777, dir_fd=self._folder)
+                touched.add("")
+            except FileExistsError:
+                # A link by that name would lead out of the spool, where nobody scans.
+                if not stat.S_ISDIR(os.stat(folder, dir_fd=self._folder, follow_symlinks=False).st_mode):
+                    raise
+        os.rename(name, ref, src_dir_fd=self._temporary, dst_dir_fd=self._folder)
+        touched.add(folder)
+
+    def _fsync_folder(self, folder: str) -> None:
+        if not folder:
+            self._fsync_or_break(self._folder)
+            return
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._folder)
+        try:
+            self._fsync_or_break(fd)
+        finally:
+            os.close(fd)
+
+    def _fsync_or_break(self, fd: int) -> None:
+        try:
+            os.fsync(fd)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                self.broken = (
+                    f"{self._path} takes no more tasks since an fsync failed ({error.strerror}): restart to retry"
+                )
+            raise
+
+    def _take_back(self, results: Iterable[Entry | TrispoolError], error: OSError) -> list[Entry | TrispoolError]:
+        """Nobody may be told that these are kept, so they had better not run either."""
+        for result in results:
+            if isinstance(result, Entry):
+                with contextlib.suppress(OSError):
+                    os.unlink(result.ref, dir_fd=self._folder)
+        return [result if isinstance(result, TrispoolError) else _unavailable(error) for result in results]
+
+    def _discard(self, temporary: str) -> None:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary, dir_fd=self._temporary)
+
+
+def _unavailable(error: OSError) -> SpoolUnavailable:
+    return SpoolUnavailable(f"the task could not be written: {error.strerror or error}")
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    written = os.write(fd, data)
+    while written < len(data):  # a short write: the disk is nearly full, the next one tells
+        written += os.write(fd, memoryview(data)[written:])

@@ -1,0 +1,200 @@
+"""The directory store: uWSGI's spool files, through `trispool.spooldir` in threads.
+
+Enqueues that wait at the same time share one trip to the writing thread and, with `fsync`, one fsync of the directory
+(group commit).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+import structlog
+import trio
+
+from trispool.claimed import Unclaimable
+from trispool.errors import SpoolUnavailable, TrispoolError
+from trispool.spooldir import SpoolDirectory
+from trispool.store import Change, Claim
+from trispool.store.watch import DirectoryWatch
+from trispool.task import Entry, NewTask, Task
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Generator, Sequence
+
+__all__ = ["DirectoryStore", "open_directory_store"]
+
+MAX_BATCH: Final = 256
+"""Tasks written in one go. With more, the first of them would wait longer for its answer than the batch saves."""
+
+MAX_WAITING: Final = 4096
+"""Calls of `add` that may wait; further ones wait to be let in."""
+
+_log = structlog.get_logger()
+
+
+class _Batch:
+    """The tasks of one call of `add`, and what became of them."""
+
+    __slots__ = ("done", "results", "tasks")
+
+    def __init__(self, tasks: Sequence[NewTask]) -> None:
+        self.tasks = tasks
+        self.results: list[Entry | TrispoolError] = []
+        self.done = trio.Event()
+
+
+@asynccontextmanager
+async def open_directory_store(path: str, *, fsync: bool) -> AsyncIterator[DirectoryStore]:
+    """The store of one spool directory, while it is open.
+
+    Args:
+        path: The spool directory; made if it is missing.
+        fsync: Whether `add` returns only when the tasks are on disk.
+
+    Raises:
+        OSError: The directory cannot be made or opened.
+    """
+    opened = await trio.to_thread.run_sync(lambda: SpoolDirectory(path, fsync=fsync))
+    try:
+        await trio.to_thread.run_sync(opened.clean)
+        async with trio.open_nursery() as nursery:
+            store = DirectoryStore(opened)
+            nursery.start_soon(store.run_writer)
+            try:
+                yield store
+            finally:
+                nursery.cancel_scope.cancel()
+    finally:
+        opened.close()
+
+
+class DirectoryStore:
+    """See the module and `trispool.store.SpoolStore`. Made by `open_directory_store`."""
+
+    def __init__(self, opened: SpoolDirectory) -> None:
+        self._opened = opened
+        self._waiting: list[_Batch] = []
+        self._work = trio.Event()
+        self._room = trio.lowlevel.ParkingLot()
+        self._closing = False
+        # Writing has a thread of its own, so that a scan of a million files does not hold up an enqueue.
+        self._write_limiter = trio.CapacityLimiter(1)
+        self._read_limiter = trio.CapacityLimiter(2)
+        self._watch = DirectoryWatch(opened, self._read_limiter)
+        self._foreign: dict[str, str] = {}
+
+    @property
+    def directory(self) -> str:
+        """The absolute spool directory."""
+        return self._opened.path
+
+    @property
+    def problem(self) -> str | None:
+        """Why it takes no more tasks, or None."""
+        return self._opened.broken
+
+    async def add(self, tasks: Sequence[NewTask]) -> Sequence[Entry | TrispoolError]:
+        """See `SpoolStore.add`. The tasks of a caller that is cancelled while it waits are kept all the same."""
+        while len(self._waiting) >= MAX_WAITING and not self._closing:
+            await self._room.park()
+        if self._closing:
+            return [SpoolUnavailable("the spool is closing")] * len(tasks)
+        batch = _Batch(tasks)
+        self._waiting.append(batch)
+        self._work.set()
+        await batch.done.wait()
+        return batch.results
+
+    async def run_writer(self) -> None:
+        """Write what `add` was given, until cancelled."""
+        try:
+            while True:
+                await self._work.wait()
+                self._work = trio.Event()
+                while self._waiting:
+                    await self._write_some()
+        finally:
+            self._closing = True
+            self._room.unpark_all()
+            for batch in self._waiting:
+                batch.results = [SpoolUnavailable("the spool is closing")] * len(batch.tasks)
+                batch.done.set()
+            self._waiting.clear()
+
+    async def _write_some(self) -> None:
+        count, size = 0, 0
+        while count < len(self._waiting) and size < MAX_BATCH:
+            size += len(self._waiting[count].tasks)
+            count += 1
+        batches = self._waiting[:count]
+        tasks = [task for batch in batches for task in batch.tasks]
+        # Once begun the thread cannot be cancelled; before that the batches still wait and get their refusal.
+        results = iter(await trio.to_thread.run_sync(self._opened.add, tasks, limiter=self._write_limiter))
+        del self._waiting[:count]
+        self._room.unpark_all()
+        for batch in batches:
+            batch.results = [next(results) for _ in batch.tasks]
+            batch.done.set()
+
+    async def scan(self) -> AsyncGenerator[Sequence[Entry], None]:
+        """See `SpoolStore.scan`. What lies there that is none of ours is left alone and said once."""
+        foreign: dict[str, str] = {}
+        with contextlib.closing(self._opened.scan(foreign)) as chunks:
+            while (chunk := await self._next_chunk(chunks)) is not None:
+                yield chunk
+        for name, what in foreign.items():
+            if name not in self._foreign:
+                _log.warning("foreign_file", directory=self.directory, name=name, reason=what)
+        self._foreign = foreign
+
+    async def _next_chunk(self, chunks: Generator[list[Entry], None, None]) -> list[Entry] | None:
+        try:
+            return await trio.to_thread.run_sync(next, chunks, None, limiter=self._read_limiter)
+        except OSError as error:
+            raise SpoolUnavailable(f"{self.directory} cannot be read: {error.strerror or error}") from error
+
+    def watch(self) -> AsyncGenerator[Sequence[Change] | None, None]:
+        """See `SpoolStore.watch`."""
+        return self._watch.changes()
+
+    async def claim(self, entries: Sequence[Entry]) -> Sequence[Claim]:
+        """See `SpoolStore.claim`: the workers do it, so a claim is only a path and costs nothing here."""
+        return self.claim_nowait(entries)
+
+    def claim_nowait(self, entries: Sequence[Entry]) -> Sequence[Claim]:
+        """`claim` without waiting."""
+        return [Claim(entry.id, entry.ref) for entry in entries]
+
+    async def finish(self, done: Sequence[Claim]) -> None:
+        """See `SpoolStore.finish`: the worker has removed the file before it reported."""
+
+    async def release(self, claims: Sequence[Claim]) -> None:
+        """See `SpoolStore.release`: the lock went with the worker's descriptor."""
+
+    async def set_aside(self, entry: Entry) -> bool:
+        """See `SpoolStore.set_aside`."""
+        try:
+            return await trio.to_thread.run_sync(self._opened.set_aside, entry.ref, limiter=self._read_limiter)
+        except OSError as error:
+            raise SpoolUnavailable(f"{entry.ref} could not be set aside: {error.strerror or error}") from error
+
+    async def dead(self) -> Sequence[Entry]:
+        """See `SpoolStore.dead`."""
+        return await trio.to_thread.run_sync(self._opened.dead, limiter=self._read_limiter)
+
+    async def get(self, ref: str) -> Task | None:
+        """See `SpoolStore.get`."""
+
+        def read() -> Task | None:
+            entry = self._opened.look(ref)
+            try:
+                vars_, body = self._opened.read(ref)
+            except Unclaimable:
+                return None
+            if entry is None:
+                return Task(ref.rpartition("/")[2], vars_, body)
+            return Task(entry.id, vars_, body, entry.at, entry.priority, enqueued_at=entry.order[0] / 1e6)
+
+        return await trio.to_thread.run_sync(read, limiter=self._read_limiter)
