@@ -156,15 +156,16 @@ def fault_in_vars(data: bytes, size: int) -> tuple[int, str] | None:
     """
     position = 0
     while position < size:
-        for what, more in (("key", 2), ("value", 0)):
-            if position + 2 > size:
-                return position, f"the length of a {what} needs two bytes, the vars end after {size - position}"
+        # A key has a byte at least, and the length of its value must follow.
+        for what, shortest, after in (("key", 1, 2), ("value", 0, 0)):
+            if position + 2 + shortest + after > size:
+                return position, f"only {size - position} bytes are left for a {what}, its length and what follows"
             if position + 2 > len(data):
                 return None
             length = data[position] | data[position + 1] << 8
-            if more and not length:
+            if length < shortest:
                 return position, "a key is empty"
-            if position + 2 + length + more > size:
+            if position + 2 + length + after > size:
                 return position, f"a {what} of {length} bytes goes beyond the end of the vars, {size} bytes"
             position += 2 + length
     return None

@@ -92,10 +92,11 @@ class PacketReader:
 
     def receive_data(self, data: bytes) -> None:
         """Add what came from the connection."""
-        if self._body is not None and len(data) <= self.missing:
-            self._body.write(data)
-            self.missing -= len(data)
-        elif self._start == len(self._buffer):
+        if self._start == len(self._buffer):
+            if self._body is not None and len(data) <= self.missing:
+                self._body.write(data)
+                self.missing -= len(data)
+                return
             self._buffer = data
             self._start = 0
         else:
@@ -157,6 +158,9 @@ class PacketReader:
         self.missing = 0
         payload = bytes(buffer[start + 4 : start + 4 + size])
         self._start = start + 4 + size
+        if self._start == len(buffer):  # an idle connection shall not hold what it sent last
+            self._buffer = b""
+            self._start = 0
         if modifier1 == PING_MODIFIER and modifier1 not in self._modifiers:
             return Request(modifier1, modifier2, payload, {}, b"")
         try:
