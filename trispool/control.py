@@ -5,12 +5,14 @@ The service implements `Control`; whoever needs it is given it. Times are Unix s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from trispool.errors import TrispoolError
-from trispool.task import Accepted, NewTask, TaskState
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from trispool.errors import TrispoolError
+    from trispool.task import Accepted, NewTask, TaskState
 
 __all__ = [
     "Attempt",

@@ -81,7 +81,7 @@ class Worker(Protocol):
 
     @property
     def handlers(self) -> Mapping[str, Mapping[str, Any]]:
-        """What the handlers say of themselves, by name: `retries`, `backoff`, …"""
+        """What the handlers say of themselves, by name: `retries`, `backoff`, …; None: as the spool has it."""
         ...
 
     def give(self, claims: Sequence[Claim], attempts: Sequence[int]) -> None:
@@ -120,6 +120,7 @@ class Dispatcher:
         history: Where attempts are recorded.
         settings: How to run it.
         remembered: Tasks that wait for another attempt, by id.
+        frequency_wanted: Called when a handler sets the frequency, seconds.
         clock: Unix seconds.
     """
 
@@ -130,6 +131,7 @@ class Dispatcher:
         settings: DispatcherSettings,
         *,
         remembered: Mapping[str, Retrying] | None = None,
+        frequency_wanted: Callable[[float], None] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.backlog = Backlog(settings.frequency, remembered)
@@ -138,6 +140,7 @@ class Dispatcher:
         self._history = history
         self._settings = settings
         self._clock = clock
+        self._frequency_wanted = frequency_wanted or self.set_frequency
         self._log = _log.bind(spool=settings.name)
         self._workers: list[Worker] = []
         self._policies: dict[tuple[int, str], RetryPolicy] = {}
@@ -227,12 +230,11 @@ class Dispatcher:
     def worker_ready(self, worker: Worker) -> None:
         """A worker has imported its handlers and takes tasks."""
         self._workers.append(worker)
+        default = self._settings.policy
         for name, handler in worker.handlers.items():
-            retries, backoff = handler.get("retries"), handler.get("backoff")
-            default = self._settings.policy
             self._policies[worker.pid, name] = RetryPolicy(
-                default.max_attempts if retries is None else retries + 1,
-                default.backoff if backoff is None else backoff,
+                default.max_attempts if handler["retries"] is None else handler["retries"] + 1,
+                default.backoff if handler["backoff"] is None else handler["backoff"],
             )
         self._wake.set()
 
@@ -271,6 +273,10 @@ class Dispatcher:
         found = self.backlog.find(task_id)
         if isinstance(found, Running):
             found.progress = (fraction, text)
+
+    def worker_set_frequency(self, seconds: float) -> None:
+        """A handler wants the spool scanned so often, seconds; 0: as configured (`uwsgi.set_spooler_frequency`)."""
+        self._frequency_wanted(seconds or self._settings.frequency)
 
     def worker_log(self, worker: Worker, stream: str, task_id: str | None, line: str) -> None:
         """A handler has written a line."""

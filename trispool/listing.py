@@ -1,0 +1,188 @@
+"""Lists of tasks: what waits (in memory), what is dead (in the store) and what is done (in the ledger), page by page.
+
+A list without a state begins with what is unfinished or dead, by time of enqueuing, and goes on with what is done, by
+time of ending. A cursor says where the next page begins: behind which task, or behind which row of each ledger.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import heapq
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+
+import trio
+
+from trispool.backlog import Backlog, Running
+from trispool.control import Page, TaskSummary
+from trispool.errors import TaskRefused
+from trispool.task import Entry, TaskState
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from trispool.ledger import Ledger
+    from trispool.schedule import Waiting
+    from trispool.store import SpoolStore
+
+__all__ = ["Listable", "list_tasks", "summary_of"]
+
+_DONE = frozenset({TaskState.DONE})
+
+
+class Listable(Protocol):
+    """A spool, as far as lists are concerned."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def backlog(self) -> Backlog: ...
+    @property
+    def store(self) -> SpoolStore: ...
+    @property
+    def ledger(self) -> Ledger: ...
+
+
+class _Key(NamedTuple):
+    """What the first part of a list is sorted by."""
+
+    enqueued: tuple[int, int]
+    spool: str
+    id: str
+
+
+class _Cursor(NamedTuple):
+    """Where a page begins: behind the task of `key`, or, in the second part, behind these rows, by spool."""
+
+    key: _Key | None
+    rows: dict[str, int] | None
+
+    def encode(self) -> str:
+        return base64.urlsafe_b64encode(json.dumps(self, separators=(",", ":")).encode()).decode().rstrip("=")
+
+    @classmethod
+    def decode(cls, text: str | None) -> _Cursor:
+        if text is None:
+            return cls(None, None)
+        try:
+            key, rows = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+            if key is not None:
+                (microseconds, counter), spool, task_id = key
+                return cls(_Key((int(microseconds), int(counter)), str(spool), str(task_id)), None)
+            return cls(None, {str(spool): int(row) for spool, row in rows.items()})
+        except (binascii.Error, ValueError, TypeError, AttributeError):
+            raise TaskRefused("cursor: not one that this service has given") from None
+
+
+async def list_tasks(
+    spools: Sequence[Listable],
+    *,
+    state: TaskState | None,
+    q: str | None,
+    order: Literal["asc", "desc"],
+    limit: int,
+    cursor: str | None,
+) -> Page:
+    """One page of the tasks of some spools; see `trispool.control.Control.tasks`."""
+    start = _Cursor.decode(cursor)
+    items: list[TaskSummary] = []
+    if start.rows is None and state not in _DONE:
+        keyed = [pair for spool in spools for pair in await _present(spool, state)]
+        # Sorting a million tasks takes seconds: not in the loop's thread.
+        items = await trio.to_thread.run_sync(_select, keyed, start.key, q, order, limit)
+        if len(items) == limit + 1:
+            last = items[limit - 1]
+            key = next(key for key, summary in keyed if summary is last)
+            return Page([await _with_history(spools, item) for item in items[:limit]], _Cursor(key, None).encode())
+        items = [await _with_history(spools, item) for item in items]
+    if state is not None and state not in _DONE:
+        return Page(items, None)
+    done, rows = await _done(spools, q, order, limit - len(items), start.rows or {})
+    return Page([*items, *done], None if rows is None else _Cursor(None, rows).encode())
+
+
+async def _present(spool: Listable, state: TaskState | None) -> list[tuple[_Key, TaskSummary]]:
+    found: list[tuple[_Key, TaskSummary]] = []
+    if state in (None, TaskState.DEAD):
+        for entry in await spool.store.dead():
+            summary = TaskSummary(entry.id, spool.name, TaskState.DEAD, entry.at, None, entry.order[0] / 1e6)
+            found.append((_Key(entry.order, spool.name, entry.id), summary))
+    unfinished: list[Waiting[Entry] | Running] = [*spool.backlog.running.values(), *spool.backlog.waiting()]
+    return found + await trio.to_thread.run_sync(_summaries, spool, unfinished, state)
+
+
+def _summaries(
+    spool: Listable, unfinished: Sequence[Waiting[Entry] | Running], state: TaskState | None
+) -> list[tuple[_Key, TaskSummary]]:
+    return [
+        (_Key(item.entry.order, spool.name, item.entry.id), summary)
+        for item in unfinished
+        if state in (None, (summary := summary_of(spool, item)).state)
+    ]
+
+
+def summary_of(spool: Listable, item: Waiting[Entry] | Running) -> TaskSummary:
+    """An unfinished task as a row of a list."""
+    entry = item.entry
+    if isinstance(item, Running):
+        state, attempts, progress = TaskState.RUNNING, item.attempt, item.progress
+    else:
+        state = TaskState.READY if item.is_ready else TaskState.SCHEDULED
+        attempts, progress = spool.backlog.attempts(entry.id), None
+    return TaskSummary(
+        entry.id,
+        spool.name,
+        state,
+        item.due_at,
+        entry.priority,
+        entry.order[0] / 1e6,
+        attempts,
+        spool.backlog.last_error(entry.id),
+        progress=progress,
+    )
+
+
+def _select(
+    keyed: Sequence[tuple[_Key, TaskSummary]],
+    after: _Key | None,
+    q: str | None,
+    order: Literal["asc", "desc"],
+    limit: int,
+) -> list[TaskSummary]:
+    """The first `limit` and one more."""
+    wanted = (
+        pair
+        for pair in keyed
+        if (q is None or q in pair[1].id or q in (pair[1].last_error or ""))
+        and (after is None or (pair[0] > after if order == "asc" else pair[0] < after))
+    )
+    choose = heapq.nsmallest if order == "asc" else heapq.nlargest
+    return [summary for _, summary in choose(limit + 1, wanted, key=lambda pair: pair[0])]
+
+
+async def _with_history(spools: Sequence[Listable], summary: TaskSummary) -> TaskSummary:
+    if summary.state is not TaskState.DEAD:
+        return summary
+    spool = next(spool for spool in spools if spool.name == summary.spool)
+    last = await spool.ledger.last(summary.id)
+    if last is None:
+        return summary
+    return replace(last, spool=spool.name, state=TaskState.DEAD)
+
+
+async def _done(
+    spools: Sequence[Listable], q: str | None, order: Literal["asc", "desc"], limit: int, rows: dict[str, int]
+) -> tuple[list[TaskSummary], dict[str, int] | None]:
+    """The next `limit` tasks that are done, and where to go on; None: nowhere."""
+    ascending = order == "asc"
+    found: list[tuple[float, str, int, TaskSummary]] = []
+    for spool in spools:
+        for row, summary in await spool.ledger.finished(
+            q=q, ascending=ascending, limit=limit + 1, after=rows.get(spool.name)
+        ):
+            found.append((summary.finished_at or 0.0, spool.name, row, replace(summary, spool=spool.name)))
+    found.sort(key=lambda item: item[0], reverse=not ascending)
+    rows = rows | {name: row for _, name, row, _ in found[:limit]}
+    return [summary for *_, summary in found[:limit]], rows if len(found) > limit else None

@@ -1,0 +1,217 @@
+"""One spool at work: its store, ledger, schedule, scanner, dispatcher and workers, wired together."""
+
+from __future__ import annotations
+
+import os
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import structlog
+import trio
+
+from trispool.control import SpoolStatus
+from trispool.dispatcher import Dispatcher, DispatcherSettings
+from trispool.ledger import Ledger
+from trispool.pool import Pool
+from trispool.retry import RetryPolicy
+from trispool.scanner import Scanner
+from trispool.store.directory import DirectoryStore, open_directory_store
+from trispool.worker.frames import Setup
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+    from trispool.backlog import Backlog
+    from trispool.errors import TrispoolError
+    from trispool.task import Entry, NewTask, Retrying
+
+__all__ = ["LiveSpool", "SpoolSettings", "open_spool"]
+
+COUNT_DEAD_SECONDS: Final = 10.0
+"""How often the files that were set aside are counted: a person may move them."""
+
+_SETTLE_SECONDS: Final = 5.0
+"""For telling the store what ended last; it is then a matter of milliseconds, or of a disk that hangs."""
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolSettings:
+    """One `[[spool]]` of the configuration; see config.toml for what each means. Lengths of time are in seconds."""
+
+    name: str
+    directory: str
+    imports: tuple[str, ...] = ()
+    processes: int = 2
+    concurrency: int = 100
+    frequency: float = 30.0
+    durability: str = "fsync"
+    timeout: float = 0.0
+    max_tasks: int = 0
+    policy: RetryPolicy = field(default_factory=RetryPolicy)
+    chdir: str = ""
+    keep_history: float = 30 * 86400.0
+
+
+@asynccontextmanager
+async def open_spool(settings: SpoolSettings, all_directories: Sequence[str]) -> AsyncIterator[LiveSpool]:
+    """One spool, open but not yet running.
+
+    Args:
+        settings: What the configuration says of it.
+        all_directories: Those of all spools of the service, for `uwsgi.spoolers`.
+
+    Raises:
+        OSError: Its directory or its history cannot be opened.
+    """
+    async with open_directory_store(settings.directory, fsync=settings.durability == "fsync") as store:
+        ledger = Ledger(os.path.join(store.directory, ".trispool", "spool.db"), settings.keep_history)
+        try:
+            yield LiveSpool(settings, store, ledger, await ledger.open(), all_directories)
+        finally:
+            await ledger.aclose()
+
+
+class LiveSpool:
+    """See the module. Made by `open_spool`.
+
+    Attributes:
+        name: Its name.
+        store: Where its tasks are kept.
+        ledger: Its history.
+    """
+
+    def __init__(
+        self,
+        settings: SpoolSettings,
+        store: DirectoryStore,
+        ledger: Ledger,
+        remembered: Mapping[str, Retrying],
+        all_directories: Sequence[str],
+    ) -> None:
+        self.name = settings.name
+        self.store = store
+        self.ledger = ledger
+        self._settings = settings
+        self._dispatcher = Dispatcher(
+            store,
+            ledger,
+            DispatcherSettings(settings.name, settings.frequency, settings.policy),
+            remembered=remembered,
+            frequency_wanted=self.set_frequency,
+        )
+        self._scanner = Scanner(store, self._dispatcher, settings.frequency)
+        others = [directory for directory in all_directories if directory != store.directory]
+        setup = Setup(
+            spool=settings.name,
+            directory=store.directory,
+            imports=settings.imports,
+            chdir=settings.chdir,
+            concurrency=settings.concurrency,
+            timeout=settings.timeout,
+            frequency=settings.frequency,
+            spoolers=(store.directory, *others),
+        )
+        self._pool = Pool(setup, self._dispatcher, processes=settings.processes, max_tasks=settings.max_tasks)
+        self._dead = 0
+        self._dead_counted = 0
+
+    @property
+    def backlog(self) -> Backlog:
+        """What waits and what runs."""
+        return self._dispatcher.backlog
+
+    # Lifetimes, from the outermost to the innermost
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Let workers run what is found and enqueued, until cancelled or until `drain` has ended.
+
+        Started when the workers have been started; they may still be importing their handlers.
+        """
+        async with trio.open_nursery() as recording:
+            await recording.start(self.ledger.run_ledger)
+            async with trio.open_nursery() as dispatching:
+                await dispatching.start(self._dispatcher.run_dispatcher)
+                dispatching.start_soon(self._count_dead)
+                async with trio.open_nursery() as working:
+                    await working.start(self._pool.serve_pool)
+                    task_status.started()
+                dispatching.cancel_scope.cancel()
+            # What the last workers reported has still to be told to the store.
+            with trio.move_on_after(_SETTLE_SECONDS, shield=True):
+                await self._dispatcher.settle()
+            recording.cancel_scope.cancel()
+
+    async def find(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Look for tasks that others bring, until cancelled. Started when the first scan has been made."""
+        await self._scanner.run_scanner(task_status=task_status)
+
+    async def drain(self, deadline: float) -> None:
+        """Start nothing more, let what runs finish until the deadline (on Trio's clock), and end the workers."""
+        self._dispatcher.drain()
+        await self._pool.drain(deadline)
+
+    def reload(self) -> None:
+        """Import the handlers afresh, worker by worker."""
+        self._pool.reload()
+
+    # What `trispool.control.Control` needs
+
+    async def enqueue(self, tasks: Sequence[NewTask]) -> Sequence[Entry | TrispoolError]:
+        """Keep tasks and let them run."""
+        return await self._dispatcher.enqueue(tasks)
+
+    async def scan_now(self) -> None:
+        """Look through the spool, and return when that is done."""
+        await self._scanner.scan_now()
+
+    def set_frequency(self, seconds: float) -> None:
+        """Scan and retry every `seconds` from now on."""
+        _log.info("frequency_changed", spool=self.name, before=self._scanner.frequency, after=seconds)
+        self._scanner.set_frequency(seconds)
+        self._dispatcher.set_frequency(seconds)
+        self._pool.set_frequency(seconds)
+
+    def pause(self) -> None:
+        """Start no more tasks."""
+        _log.info("paused", spool=self.name)
+        self._dispatcher.pause()
+
+    def resume(self) -> None:
+        """Start tasks again."""
+        _log.info("resumed", spool=self.name)
+        self._dispatcher.resume()
+
+    def status(self) -> SpoolStatus:
+        """The spool at this moment."""
+        backlog, pool = self.backlog, self._pool.statistics()
+        return SpoolStatus(
+            name=self.name,
+            directory=self.store.directory,
+            frequency=self._scanner.frequency,
+            processes=pool.processes,
+            paused=self._dispatcher.paused,
+            durability=self._settings.durability,
+            ready=backlog.ready,
+            scheduled=backlog.scheduled,
+            running=len(backlog.running),
+            retrying=backlog.retrying,
+            dead=self._dead + self._dispatcher.counts["dead"] - self._dead_counted,
+            oldest_ready_at=backlog.oldest_ready_at(),
+            finished={code: count for code, count in self._dispatcher.counts.items() if code != "dead"},
+            workers=pool.workers,
+            problem=self._problem(pool.problem),
+        )
+
+    def _problem(self, workers: str | None) -> str | None:
+        problems = [self.store.problem, self._scanner.problem, workers and f"handlers do not import: {workers}"]
+        return "; ".join(problem for problem in problems if problem) or None
+
+    async def _count_dead(self) -> None:
+        while True:
+            counted = self._dispatcher.counts["dead"]
+            self._dead = len(await self.store.dead())
+            self._dead_counted = counted
+            await trio.sleep(COUNT_DEAD_SECONDS)

@@ -1,0 +1,191 @@
+"""The whole service: what is built from the configuration, and in which order it starts and stops.
+
+    HTTP ── spools (ledger ── dispatcher ── workers) ── faces (listeners, scanners)
+
+Stopping is leaving the nest, from the right: the faces end, the spools drain, HTTP closes last, so that an operator can
+watch. The first SIGTERM (or SIGINT) does this and lets running tasks go on for `grace_seconds`; a second one ends them
+at once. SIGHUP imports the handlers afresh.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import resource
+import signal
+import sys
+from dataclasses import dataclass
+from ipaddress import ip_network
+from typing import TYPE_CHECKING, Final
+
+import structlog
+import trio
+
+from trispool.admin import AdminSettings, Role, ServerLimits, Tokens, allowed_hosts, create_app, load_token, serve_admin
+from trispool.controller import Controller
+from trispool.errors import ConfigError
+from trispool.listener import serve_listener
+from trispool.livespool import LiveSpool, open_spool
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from trispool.config import Config
+    from trispool.control import Control
+
+__all__ = ["run", "serve"]
+
+HTTP_GRACE_SECONDS: Final = 2.0
+"""For answers that are under way when everything else has ended."""
+
+SWITCH_SECONDS: Final = 0.0005
+"""The interpreter's default of 5 ms lets a thread that scans or writes history keep the loop from running so long."""
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """Where the service can be reached.
+
+    Attributes:
+        urls: Of the HTTP API.
+        sockets: Of the uwsgi listeners.
+    """
+
+    urls: Sequence[str]
+    sockets: Sequence[str]
+
+
+def run(config: Config) -> int:
+    """Run the service until a signal ends it.
+
+    Returns:
+        The exit code: 0, after an orderly stop.
+
+    Raises:
+        ConfigError: It could not start as configured.
+    """
+    sys.setswitchinterval(SWITCH_SECONDS)
+    _raise_descriptor_limit()
+    try:
+        trio.run(serve, config)
+    except* ConfigError as group:
+        raise ConfigError([problem for error in _leaves(group) for problem in error.problems]) from None
+    return 0
+
+
+async def serve(config: Config, *, task_status: trio.TaskStatus[Bound] = trio.TASK_STATUS_IGNORED) -> None:
+    """`run` inside a Trio loop. Started when every address is bound; the first scan may still be under way."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async with contextlib.AsyncExitStack() as stack:
+            spools = await _open_spools(config, stack)
+            async with trio.open_nursery() as outermost:
+                stop_http = trio.Event()
+                urls = await outermost.start(functools.partial(_serve_http, config, Controller(spools), stop_http))
+                async with trio.open_nursery() as working:
+                    for spool in spools:
+                        await working.start(spool.run)
+                    async with trio.open_nursery() as faces:
+                        bound = await _start_faces(config, spools, faces, urls)
+                        task_status.started(bound)
+                        await _wait_for_stop(signals, spools)
+                        faces.cancel_scope.cancel()
+                    await _drain(signals, spools, config.grace_seconds)
+                    working.cancel_scope.cancel()
+                stop_http.set()
+    _log.info("stopped")
+
+
+async def _open_spools(config: Config, stack: contextlib.AsyncExitStack) -> list[LiveSpool]:
+    directories = [os.path.realpath(settings.directory) for settings in config.spools]
+    spools = []
+    for settings in config.spools:
+        try:
+            spools.append(await stack.enter_async_context(open_spool(settings, directories)))
+        except OSError as error:
+            raise ConfigError([f"spool {settings.name!r}: directory = {settings.directory!r}: {error}"]) from error
+    return spools
+
+
+async def _serve_http(
+    config: Config, control: Control, stop: trio.Event, *, task_status: trio.TaskStatus[list[str]]
+) -> None:
+    http = config.http
+    token = await trio.to_thread.run_sync(load_token, config.state_dir)
+    if token.created:
+        _log.warning("operator_token_made", token=token.token, path=str(token.path), note="shown this once")
+    app = create_app(
+        control,
+        tokens=Tokens({token.token: Role.OPERATE}),
+        settings=AdminSettings(max_body=http.max_body, hosts=allowed_hosts(http.bind)),
+    )
+    networks = [ip_network(network) for network in http.allow_networks]
+    await serve_admin(
+        app,
+        http.bind,
+        certfile=http.certfile,
+        keyfile=http.keyfile,
+        stop=stop,
+        grace=HTTP_GRACE_SECONDS,
+        limits=ServerLimits(networks=networks or None),
+        task_status=task_status,
+    )
+
+
+async def _start_faces(
+    config: Config, spools: Sequence[LiveSpool], nursery: trio.Nursery, urls: Sequence[str]
+) -> Bound:
+    control = Controller(spools)
+    for spool in spools:
+        nursery.start_soon(spool.find)
+    sockets = []
+    for settings in config.listen:
+        enqueue = functools.partial(control.enqueue, default_spool=settings.spool)
+        sockets.append(await nursery.start(functools.partial(serve_listener, settings, enqueue)))
+    for url in urls:
+        _log.info("http_ready", url=url)
+    return Bound(urls, sockets)
+
+
+async def _wait_for_stop(signals: AsyncIterator[int], spools: Sequence[LiveSpool]) -> None:
+    async for number in signals:
+        if number != signal.SIGHUP:
+            _log.info("stopping", signal=signal.Signals(number).name)
+            return
+        _log.info("reloading")
+        for spool in spools:
+            spool.reload()
+
+
+async def _drain(signals: AsyncIterator[int], spools: Sequence[LiveSpool], grace_seconds: float) -> None:
+    """Give running tasks their grace, or until a second signal."""
+    deadline = trio.current_time() + grace_seconds
+    async with trio.open_nursery() as hurrying:
+        hurrying.start_soon(_cancel_on_stop, signals, hurrying.cancel_scope)
+        async with trio.open_nursery() as draining:
+            for spool in spools:
+                draining.start_soon(spool.drain, deadline)
+        hurrying.cancel_scope.cancel()
+
+
+async def _cancel_on_stop(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    async for number in signals:
+        if number != signal.SIGHUP:
+            _log.warning("stopping_at_once", signal=signal.Signals(number).name)
+            scope.cancel()
+
+
+def _raise_descriptor_limit() -> None:
+    # The soft limit of 1,024 is for programs that use select(2); connections and workers need more.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _leaves(group: BaseExceptionGroup[ConfigError]) -> list[ConfigError]:
+    leaves: list[ConfigError] = []
+    for error in group.exceptions:
+        leaves += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return leaves
