@@ -1,0 +1,220 @@
+"""One HTTP connection: what Hypercorn's `trio/tcp_server.py` does, with an end to every wait.
+
+Every wait on a client has a limit (`ServerLimits`): the handshake, idling, the headers (both `idle_seconds`), taking an
+answer (`stall_seconds` for each chunk), sending the rest of a refused request (`linger_seconds`); that for the body is
+the application's. Hypercorn shields the sending of an answer from cancellation without a limit, so that one client that
+does not read keeps the whole server from stopping.
+
+A request that was received whole is answered, and a task in it kept, even if its sender has closed since: many clients
+"fire and forget". (Hypercorn cancels it.) Whoever adds an answer without end must therefore write to it now and then,
+to learn that nobody listens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, TypeAlias
+
+import structlog
+import trio
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.trio.task_group import TaskGroup
+from hypercorn.trio.worker_context import TrioSingleTask, WorkerContext
+from hypercorn.typing import AppWrapper, ConnectionState
+
+from trispool.admin.http1 import Http1
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from hypercorn.config import Config
+
+    from trispool.admin.settings import ServerLimits
+
+__all__ = ["CHUNK", "Connection", "Crowd", "Stream"]
+
+CHUNK = 64 * 1024
+"""Bytes read or sent at once."""
+
+Stream: TypeAlias = "trio.SocketStream | trio.SSLStream[trio.SocketStream]"
+
+_log = structlog.get_logger()
+
+
+class Crowd:
+    """All connections of a server; the one owner of what they share. Changes only between two awaits.
+
+    Args:
+        limits: What each may do.
+    """
+
+    def __init__(self, limits: ServerLimits) -> None:
+        self.limits = limits
+        self._stall_seconds = limits.stall_seconds
+        self._size = 0
+        self._sending: set[trio.CancelScope] = set()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether one more would be too many."""
+        return self._size >= self.limits.max_connections
+
+    @contextlib.contextmanager
+    def member(self) -> Iterator[None]:
+        """Count a connection."""
+        self._size += 1
+        try:
+            yield
+        finally:
+            self._size -= 1
+
+    @contextlib.contextmanager
+    def sending(self) -> Iterator[trio.CancelScope]:
+        """Shield the sending of an answer, as half an answer helps nobody; until the client stalls."""
+        with trio.CancelScope(shield=True) as scope:
+            self._sending.add(scope)
+            self.extend(scope)
+            try:
+                yield scope
+            finally:
+                self._sending.discard(scope)
+
+    def extend(self, scope: trio.CancelScope) -> None:
+        """Give the next chunk its time."""
+        scope.deadline = trio.current_time() + self._stall_seconds
+
+    def hurry(self) -> None:
+        """From now on, and in what is under way, wait less for clients that do not read."""
+        self._stall_seconds = min(self._stall_seconds, self.limits.stop_stall_seconds)
+        latest = trio.current_time() + self._stall_seconds
+        for scope in self._sending:
+            scope.deadline = min(scope.deadline, latest)
+
+
+class Connection:
+    """One client.
+
+    Args:
+        app: The application.
+        config: For Hypercorn's protocol.
+        context: Tells the protocol that the server stops.
+        crowd: All connections.
+        stream: To the client; closed when `run` ends.
+    """
+
+    def __init__(self, app: AppWrapper, config: Config, context: WorkerContext, crowd: Crowd, stream: Stream) -> None:
+        self._app = app
+        self._config = config
+        self._context = context
+        self._crowd = crowd
+        self._stream = stream
+        self._group: TaskGroup
+        self._protocol: Http1
+        self._idle = TrioSingleTask()
+        self._reading = trio.CancelScope()
+        self._send_lock = trio.Lock()
+        self._finished = False
+
+    async def run(self) -> None:
+        """Serve the client until it leaves, errs, or the server stops. Its errors end here, and ours that it causes."""
+        try:
+            await self._run()
+        except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+            pass  # it left, in one way or the other
+        except* Exception as group:
+            _log.error("http connection failed", exc_info=group)
+        finally:
+            await trio.aclose_forcefully(self._stream)
+
+    async def _run(self) -> None:
+        stream = self._stream
+        is_tls = isinstance(stream, trio.SSLStream)
+        if isinstance(stream, trio.SSLStream):
+            with trio.fail_after(self._crowd.limits.handshake_seconds):
+                await stream.do_handshake()
+            socket = stream.transport_stream.socket
+        else:
+            socket = stream.socket
+        async with TaskGroup() as self._group:
+            self._protocol = Http1(
+                self._app,
+                self._config,
+                self._context,
+                self._group,
+                ConnectionState({}),
+                is_tls,
+                _address(socket.getpeername()),
+                _address(socket.getsockname()),
+                self._take,
+            )
+            await self._protocol.initiate()
+            await self._idle.restart(self._group, self._close_when_idle)
+            await self._read()
+            await self._idle.stop()
+
+    async def _read(self) -> None:
+        """Hand over what the client sends, until it ends or breaks off."""
+        data: bytes | bytearray = b"-"
+        with self._reading:
+            while data:
+                try:
+                    data = await self._stream.receive_some(CHUNK)
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    data = b""
+                if not self._finished:
+                    await self._protocol.handle(RawData(bytes(data)))
+        if not self._protocol.has_whole_request:
+            await self._protocol.handle(Closed())
+
+    async def _take(self, event: Event) -> None:
+        """Do what the protocol says."""
+        match event:
+            case RawData():
+                await self._send(event.data)
+            case Closed():
+                await self._finish()
+                await self._protocol.handle(event)
+            case Updated(idle=True):
+                await self._idle.restart(self._group, self._close_when_idle)
+            case Updated():
+                await self._idle.stop()
+
+    async def _send(self, data: bytes) -> None:
+        view = memoryview(data)
+        async with self._send_lock:
+            try:
+                with self._crowd.sending() as scope:
+                    for start in range(0, len(data), CHUNK):
+                        self._crowd.extend(scope)
+                        await self._stream.send_all(view[start : start + CHUNK])
+                is_sent = not scope.cancelled_caught
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                is_sent = False
+        if not is_sent:
+            self._finished = True
+            await trio.aclose_forcefully(self._stream)
+            await self._protocol.handle(Closed())
+
+    async def _finish(self) -> None:
+        """Send no more; read and throw away for a while what still comes.
+
+        Closing a socket with unread data resets the connection, and the client might lose the answer that says why.
+        """
+        if self._finished:
+            return
+        self._finished = True
+        self._reading.deadline = trio.current_time() + self._crowd.limits.linger_seconds
+        if isinstance(self._stream, trio.SocketStream):
+            with contextlib.suppress(trio.BrokenResourceError, trio.BusyResourceError, trio.ClosedResourceError):
+                await self._stream.send_eof()
+
+    async def _close_when_idle(self) -> None:
+        with trio.move_on_after(self._crowd.limits.idle_seconds):
+            await self._context.terminated.wait()
+        self._finished = True
+        await trio.aclose_forcefully(self._stream)
+
+
+def _address(address: tuple[str, int] | tuple[str, int, int, int] | str | bytes) -> tuple[str, int] | None:
+    """A TCP address as ASGI has it; None for a Unix socket."""
+    return (address[0], address[1]) if isinstance(address, tuple) else None

@@ -1,0 +1,132 @@
+"""HTTP/1.1 as this server speaks it: Hypercorn's protocol, without what it must not do here.
+
+Kept out: HTTP/2 (its flow control lets a client stall an answer for ever, outside our limits) and WebSockets (no use
+for them, and Quart would route them past the guard). A client that offers to upgrade is answered in HTTP/1.1, as RFC
+9110 section 7.8 lets us; one that speaks HTTP/2 at once gets 505.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import h11
+import msgspec
+import structlog
+from hypercorn.config import Config
+from hypercorn.events import Closed, Event
+from hypercorn.logging import Logger
+from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.protocol.events import Response
+from hypercorn.protocol.h11 import H11Protocol
+
+from trispool.admin.problems import document
+
+if TYPE_CHECKING:
+    from hypercorn.typing import ResponseSummary, WWWScope
+
+__all__ = ["Http1", "HttpConfig", "problem_bytes"]
+
+_log = structlog.get_logger()
+
+_RECEIVED = (h11.DONE, h11.MUST_CLOSE, h11.CLOSED)
+_DETAILS = {431: "The headers of the request are too large.", 505: "Only HTTP/1.0 and HTTP/1.1 are spoken here."}
+
+
+class AccessLog(Logger):
+    """Hypercorn's log lines as ours: a line for each answered request, `debug` if it only looked and was answered."""
+
+    def __init__(self, config: Config) -> None:
+        self.access_logger = None
+        self.error_logger = None
+
+    async def access(self, request: WWWScope, response: ResponseSummary | None, request_time: float) -> None:
+        """Log an answered request. Its query is left out: it may hold the vars of a task."""
+        status = response["status"] if response is not None else None  # None: the client left before
+        method = request.get("method", "")
+        only_looked = method in ("GET", "HEAD") and status is not None and status < 400
+        client = request["client"]
+        (_log.debug if only_looked else _log.info)(
+            "http request",
+            method=method,
+            path=request["path"],
+            status=status,
+            seconds=round(request_time, 6),
+            client=client[0] if client else "unix",
+        )
+
+    async def exception(self, message: str, *args: object, **kwargs: object) -> None:
+        """Log the exception that is being handled: one that the application let through."""
+        _log.exception("http application failed")
+
+
+class HttpConfig(Config):
+    """What of Hypercorn's configuration its protocol still looks at."""
+
+    logger_class = AccessLog
+    include_server_header = False
+    h11_max_incomplete_size = 32 * 1024
+    """Bytes of a request's line and headers: filters in a query have room, as with nginx (4 * 8 KiB)."""
+
+    keep_alive_max_requests = 100_000
+    """Hypercorn's 1,000 would make a producer reconnect every half second."""
+
+
+class _UnspokenVersionError(Exception):
+    """The request is HTTP, but not version 1."""
+
+
+class Http1(H11Protocol):
+    """One HTTP/1.1 connection, as events."""
+
+    @property
+    def has_whole_request(self) -> bool:
+        """Whether a request was received to its end and is not answered yet."""
+        return self.stream is not None and self.connection.their_state in _RECEIVED
+
+    async def handle(self, event: Event) -> None:
+        """Take what came from the socket."""
+        try:
+            await super().handle(event)
+        except _UnspokenVersionError:
+            await self._send_error_response(505)
+            await self.send(Closed())
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        """Take what comes from the application."""
+        if isinstance(event, Response) and (
+            self.connection.their_state not in _RECEIVED or self.context.terminated.is_set()
+        ):
+            # Refused before its body was here, or we are stopping: this connection will be closed, so say it.
+            event = replace(event, headers=[*event.headers, (b"connection", b"close")])
+        await super().stream_send(event)
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        if event.http_version not in (b"1.0", b"1.1"):
+            raise _UnspokenVersionError
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        if any(name == b"upgrade" for name, _ in request.headers):
+            headers = [(name, value) for name, value in request.headers if name != b"upgrade"]
+            request = h11.Request(
+                method=request.method, target=request.target, headers=headers, http_version=request.http_version
+            )
+        await super()._create_stream(request)
+
+    async def _send_error_response(self, status_code: int) -> None:
+        """Answer what is not a request; Hypercorn's own answer has no content."""
+        content = problem_bytes(status_code, _DETAILS.get(status_code, "This is not a valid HTTP/1.1 request."))
+        headers = [
+            (b"content-type", b"application/problem+json"),
+            (b"content-length", b"%d" % len(content)),
+            (b"connection", b"close"),
+            *self.config.response_headers("h11"),
+        ]
+        await self._send_h11_event(h11.Response(status_code=status_code, headers=headers))
+        await self._send_h11_event(h11.Data(data=content))
+        await self._send_h11_event(h11.EndOfMessage())
+
+
+def problem_bytes(status: int, detail: str) -> bytes:
+    """A problem document."""
+    return msgspec.json.encode(document(status, detail))

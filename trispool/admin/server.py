@@ -1,0 +1,249 @@
+"""Serving the application inside a nursery of the service, with Hypercorn's protocol and our own connections.
+
+Hypercorn's `serve` cannot be given another connection class, so this is its `trio/run.py` in short, without lifespan
+events: the application has no start or end of its own, the service around it has.
+
+The stop, from inside out: accepting ends; idle connections are closed; requests under way are answered; a client that
+does not take its answer gets `stop_stall_seconds`; after `grace` the rest is cut off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import ssl
+import stat
+from ipaddress import IPv6Address, ip_address
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+
+import trio
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.trio.worker_context import WorkerContext
+
+from trispool.admin.connection import CHUNK, Connection, Crowd, Stream
+from trispool.admin.http1 import HttpConfig, problem_bytes
+from trispool.admin.settings import ServerLimits
+from trispool.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from hypercorn.typing import ASGIFramework
+    from quart import Quart
+
+__all__ = ["serve_admin"]
+
+UNIX_MODE: Final = 0o660
+"""A Unix socket is for the service's user and group; then a token is needed on top."""
+
+MAX_REFUSING: Final = 64
+"""How many connections beyond the limit are told so at once; the others are closed without a word."""
+
+_Listener: TypeAlias = "trio.SocketListener | trio.SSLListener[trio.SocketStream]"
+
+
+async def serve_admin(
+    app: Quart,
+    bind: str,
+    *,
+    certfile: str | None = None,
+    keyfile: str | None = None,
+    stop: trio.Event,
+    grace: float,
+    limits: ServerLimits | None = None,
+    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve `app` until `stop` is set; to be started with `nursery.start`.
+
+    Args:
+        app: The application; its before- and after-serving functions are not called.
+        bind: `127.0.0.1:8080` (port 0: any free one), `[::1]:8080`, `localhost:8080`, `:8080` (all addresses) or
+            `unix:path`.
+        certfile: PEM file of the server's certificate, which makes it HTTPS.
+        keyfile: PEM file of its key; None: it is in `certfile` too.
+        stop: Ends the server.
+        grace: Seconds that requests under way get then.
+        limits: What clients may do; None: the defaults.
+        task_status: Reports the bound URLs, such as `http://127.0.0.1:8080` or `unix:/run/admin.sock`.
+
+    Raises:
+        ConfigError: The address cannot be bound or the certificate not used.
+    """
+    tls = _tls_context(certfile, keyfile) if certfile is not None else None
+    with contextlib.ExitStack() as stack:
+        if bind.startswith("unix:"):
+            sockets = [stack.enter_context(_unix_listener(bind))]
+        else:
+            sockets = await _tcp_listeners(bind)
+        listeners: list[_Listener] = [
+            trio.SSLListener(listener, tls, https_compatible=True) if tls else listener for listener in sockets
+        ]
+        urls = [_url(listener, bind, is_tls=tls is not None) for listener in sockets]
+        server = _Server(app, limits or ServerLimits())
+        async with trio.open_nursery() as connections:
+            grace_left = 0.0  # unless stopped politely
+            try:
+                async with trio.open_nursery() as accepting:
+                    accepting.start_soon(_accept, server, listeners, connections)
+                    task_status.started(urls)
+                    await stop.wait()
+                    grace_left = grace
+                    accepting.cancel_scope.cancel()
+            finally:
+                await server.terminate()
+                connections.cancel_scope.deadline = trio.current_time() + grace_left
+
+
+async def _accept(server: _Server, listeners: Sequence[_Listener], connections: trio.Nursery) -> None:
+    """`serve_listeners` waits and goes on when descriptors run out, and closes the listeners."""
+    # trio.Listener is invariant in its stream, so no type says "either kind of listener".
+    await trio.serve_listeners(server.serve, cast("list[trio.SocketListener]", listeners), handler_nursery=connections)
+
+
+class _Server:
+    """Takes connections, or refuses them."""
+
+    def __init__(self, app: Quart, limits: ServerLimits) -> None:
+        self._app = ASGIWrapper(cast("ASGIFramework", app))
+        self._config = HttpConfig()
+        self._context = WorkerContext(None)
+        self._crowd = Crowd(limits)
+        self._limits = limits
+        self._refusing = 0
+
+    async def serve(self, stream: Stream) -> None:
+        """Serve one client to its end."""
+        if not self._may_connect(stream):
+            await trio.aclose_forcefully(stream)
+        elif self._crowd.is_full:
+            await self._refuse(stream)
+        else:
+            with self._crowd.member():
+                await Connection(self._app, self._config, self._context, self._crowd, stream).run()
+
+    async def terminate(self) -> None:
+        """Let connections end."""
+        await self._context.terminated.set()
+        self._crowd.hurry()
+
+    def _may_connect(self, stream: Stream) -> bool:
+        if self._limits.networks is None:
+            return True
+        transport = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
+        try:
+            peer = transport.socket.getpeername()
+        except OSError:
+            return False  # gone
+        if not isinstance(peer, tuple):
+            return True  # a Unix socket has its permissions
+        address = ip_address(peer[0])
+        if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
+        return any(address in network for network in self._limits.networks)
+
+    async def _refuse(self, stream: Stream) -> None:
+        """Answer 503 without looking at the request. Not over TLS: the handshake is what would cost."""
+        with contextlib.suppress(trio.BrokenResourceError):
+            if isinstance(stream, trio.SocketStream) and self._refusing < MAX_REFUSING:
+                self._refusing += 1
+                try:
+                    with trio.move_on_after(self._limits.linger_seconds):
+                        await stream.send_all(_BUSY)
+                        await stream.send_eof()
+                        while await stream.receive_some(CHUNK):
+                            pass  # see Connection._finish
+                finally:
+                    self._refusing -= 1
+        await trio.aclose_forcefully(stream)
+
+
+def _busy_answer() -> bytes:
+    content = problem_bytes(503, "The server has as many connections as it may.")
+    return (
+        b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nContent-Length: %d\r\n"
+        b"Retry-After: 1\r\nConnection: close\r\n\r\n" % len(content)
+    ) + content
+
+
+_BUSY: Final = _busy_answer()
+
+
+async def _tcp_listeners(bind: str) -> list[trio.SocketListener]:
+    host, colon, port = bind.rpartition(":")
+    if not colon or not port.isdecimal():
+        raise ConfigError([f"http.bind = {bind!r}: expected host:port or unix:path"])
+    try:
+        return list(await trio.open_tcp_listeners(int(port), host=host.strip("[]") or None))
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise _cannot_bind(bind, error) from error
+
+
+@contextlib.contextmanager
+def _unix_listener(bind: str) -> Iterator[trio.SocketListener]:
+    """A listener whose socket file goes when it goes, unless another server has put its own there meanwhile."""
+    path = bind.removeprefix("unix:")
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _remove_stale(path)
+        sock.bind(path)
+        # Nobody can connect before `listen`, so there is no moment at which the umask decides who may.
+        os.chmod(path, UNIX_MODE)
+        sock.listen(128)
+        made = os.stat(path)
+    except OSError as error:
+        sock.close()
+        raise _cannot_bind(bind, error) from error
+    try:
+        with sock:
+            yield trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+    finally:
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(path), made):
+                os.unlink(path)
+
+
+def _remove_stale(path: str) -> None:
+    """Remove a socket that nobody listens on any more.
+
+    Raises:
+        OSError: Somebody listens, or it is something else.
+    """
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise OSError(errno.EEXIST, "there is something that is not a socket")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        error = probe.connect_ex(path)
+    if error == errno.ECONNREFUSED:
+        os.unlink(path)
+    elif error != errno.ENOENT:
+        raise OSError(errno.EADDRINUSE, "another server listens there")
+
+
+def _tls_context(certfile: str, keyfile: str | None) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        # Without a password, OpenSSL would ask for one on the terminal.
+        context.load_cert_chain(certfile, keyfile, password="")
+    except (OSError, ValueError) as error:
+        raise ConfigError([f"http.certfile = {certfile!r}, keyfile = {keyfile!r}: {error}"]) from error
+    return context
+
+
+def _url(listener: trio.SocketListener, bind: str, *, is_tls: bool) -> str:
+    name: Any = listener.socket.getsockname()
+    if not isinstance(name, tuple):
+        return bind
+    host = f"[{name[0]}]" if ":" in name[0] else name[0]
+    return f"{'https' if is_tls else 'http'}://{host}:{name[1]}"
+
+
+def _cannot_bind(bind: str, error: Exception) -> ConfigError:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return ConfigError([f"http.bind = {bind!r}: cannot listen there: {reason}"])
