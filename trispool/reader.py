@@ -17,7 +17,7 @@ from trispool.task import MAX_VARS
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping
 
-__all__ = ["NEED_DATA", "PacketReader", "Request"]
+__all__ = ["NEED_DATA", "PacketReader", "Request", "UnacceptedModifier"]
 
 DEFAULT_MAX_BODY: Final = 64 * 1024 * 1024
 """Bytes; as in the configuration."""
@@ -41,6 +41,10 @@ class Request(NamedTuple):
     body: bytes
 
 
+class UnacceptedModifier(MalformedPacket):
+    """This `modifier1` is not accepted here."""
+
+
 class _NeedData(Enum):
     NEED_DATA = "NEED_DATA"
 
@@ -62,7 +66,6 @@ class PacketReader:
         vars: The vars of the packet that is being read or was read last, as far as known: who answers an error learns
             here whom.
         missing: How many bytes the request under way still needs, as far as known.
-        buffered: How many bytes are held.
     """
 
     __slots__ = ("_body", "_buffer", "_head", "_max_body", "_max_packet", "_modifiers", "_start", "missing", "vars")
@@ -87,8 +90,11 @@ class PacketReader:
 
     @property
     def buffered(self) -> int:
-        # Documented under Attributes.
-        return len(self._buffer) - self._start + (self._body.tell() if self._body else 0)
+        """How many bytes of requests that are not whole yet, or not asked for yet, are held."""
+        held = len(self._buffer) - self._start
+        if self._head is not None and self._body is not None:
+            held += 4 + len(self._head.payload) + self._body.tell()
+        return held
 
     def receive_data(self, data: bytes) -> None:
         """Add what came from the connection."""
@@ -112,6 +118,7 @@ class PacketReader:
 
         Raises:
             MalformedPacket: These are not uwsgi packets; `offset` counts from the begin of this one.
+            UnacceptedModifier: They are, but not for us.
             TaskRefused: The packet is too large, its body has no length or a bad one, or is too large.
         """
         head = self._head
@@ -175,7 +182,7 @@ class PacketReader:
 
     def _refuse_modifier(self, modifier1: int) -> None:
         if modifier1 not in (0, PING_MODIFIER):
-            raise MalformedPacket(f"byte 0: modifier1 is {modifier1}, which is not accepted here")
+            raise UnacceptedModifier(f"byte 0: modifier1 is {modifier1}, which is not accepted here")
 
     def _body_size(self, vars: Mapping[bytes, bytes]) -> int:
         """How long a body follows. nginx says it in HTTP_CONTENT_LENGTH, with `uwsgi_params` in CONTENT_LENGTH."""
