@@ -32,7 +32,7 @@ from trispool.spoolwriter import NANO, SpoolWriter
 from trispool.task import Entry, NewTask
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping, Sequence
+    from collections.abc import Generator, Iterable, Mapping, Sequence
 
 __all__ = ["GRACE_SECONDS", "SETTLE_SECONDS", "SpoolDirectory"]
 
@@ -214,13 +214,19 @@ class SpoolDirectory:
         """
         if foreign is None:
             foreign = {}
-        yield from self._scan_folder("", None, foreign)
-        for folder, priority in self._priorities():
+        others: list[os.DirEntry[str]] = []
+        yield from self._scan_folder("", None, foreign, others)
+        for priority, folder in sorted(_priority_folders(others)):
+            # It may have been removed since.
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                yield from self._scan_folder(folder, priority, foreign)
+                yield from self._scan_folder(folder, priority, foreign, others)
+        for entry in others:
+            if entry.name != _STATE_DIR and not _is_priority_folder(entry):
+                shown = os.fsencode(os.path.relpath(entry.path, self.path)).decode(errors="replace")
+                foreign[shown] = "not a spool file"
 
     def _scan_folder(
-        self, folder: str, priority: int | None, foreign: dict[str, str]
+        self, folder: str, priority: int | None, foreign: dict[str, str], others: list[os.DirEntry[str]]
     ) -> Generator[list[Entry], None, None]:
         chunk: list[Entry] = []
         now = time.time()
@@ -230,9 +236,7 @@ class SpoolDirectory:
             for entry in entries:
                 name = entry.name
                 if not spoolfile.is_spool_name(name):
-                    if folder or not _is_known(entry):
-                        shown = os.fsencode(prefix + name).decode(errors="replace")
-                        foreign[shown] = "not a spool file"
+                    others.append(entry)
                     continue
                 try:
                     status = entry.stat(follow_symlinks=False)
@@ -249,18 +253,9 @@ class SpoolDirectory:
             yield chunk
 
     def priorities(self) -> list[str]:
-        """The names of the priority directories."""
-        return [folder for folder, _ in self._priorities()]
-
-    def _priorities(self) -> list[tuple[str, int]]:
+        """The names of the priority directories, the most urgent first."""
         with os.scandir(self.path) as entries:
-            found = [
-                (entry.name, priority)
-                for entry in entries
-                if (priority := spoolfile.is_priority_name(entry.name)) is not None
-                and entry.is_dir(follow_symlinks=False)
-            ]
-        return sorted(found, key=lambda item: item[1])
+            return [folder for _, folder in sorted(_priority_folders(entries))]
 
     def names(self) -> list[str]:
         """The absolute paths of all waiting tasks, those for later included."""
@@ -320,10 +315,14 @@ def _entry(name: str, ref: str, status: os.stat_result, priority: int | None, no
     return Entry(name, ref, at, priority, spoolfile.order_of(name, at), fresh)
 
 
-def _is_known(entry: os.DirEntry[str]) -> bool:
-    return entry.name == _STATE_DIR or (
-        spoolfile.is_priority_name(entry.name) is not None and entry.is_dir(follow_symlinks=False)
-    )
+def _is_priority_folder(entry: os.DirEntry[str]) -> bool:
+    return spoolfile.is_priority_name(entry.name) is not None and entry.is_dir(follow_symlinks=False)
+
+
+def _priority_folders(entries: Iterable[os.DirEntry[str]]) -> list[tuple[int, str]]:
+    return [
+        (spoolfile.is_priority_name(entry.name) or 0, entry.name) for entry in entries if _is_priority_folder(entry)
+    ]
 
 
 def _read_all(fd: int, size: int) -> bytes:
