@@ -20,8 +20,9 @@ import structlog
 import trio
 
 from trispool.employer import Employer
+from trispool.pace import Pace
 from trispool.workerlink import Report
-from trispool.workerproc import Pace, WorkerProcess
+from trispool.workerproc import WorkerProcess
 
 if TYPE_CHECKING:
     from trispool.control import WorkerStatus

@@ -15,6 +15,7 @@ import structlog
 import trio
 
 from trispool.control import WorkerStatus
+from trispool.pace import MAX_BATCH
 from trispool.worker import frames
 from trispool.worker.board import RECALL_SETTLES
 from trispool.workerlink import Message, Report, Stream, WorkerLink
@@ -23,19 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from trispool.employer import Employer, Keeper
+    from trispool.pace import Pace
     from trispool.store import Claim
 
-__all__ = ["Pace", "WorkerProcess"]
-
-MAX_BATCH: Final = 64
-"""Tasks in one frame: beyond it handing over hardly costs less a task."""
-
-MAX_AHEAD: Final = 2 * MAX_BATCH
-"""Tasks in one sync worker's hand: a batch that it runs and one that waits in the socket."""
-
-AHEAD_SECONDS: Final = 0.002
-"""A sync worker is given work for so long ahead, by what handlers took lately. More would make nothing quicker and let
-tasks wait behind others."""
+__all__ = ["WorkerProcess"]
 
 STUCK_SECONDS: Final = 0.02
 """A worker that has been in one task for so long gives back those that wait behind it."""
@@ -50,32 +42,6 @@ _CONTENT_PER_FRAME: Final = 4 * 1024 * 1024
 _UNRUN: Final = frozenset({"gone", "locked", "not_due", "unreadable", "settling", "returned"})
 
 _log = structlog.get_logger()
-
-
-class Pace:
-    """How long the handlers of a spool take, and so how many tasks to hand over at once; its workers share it."""
-
-    def __init__(self) -> None:
-        self.seconds: float | None = None
-        """A moving average of the handlers' run time; None: nothing is known yet."""
-
-    def measured(self, total_seconds: float, count: int) -> None:
-        """So many runs took so long together."""
-        mean = total_seconds / count
-        if self.seconds is None:
-            self.seconds = mean
-        else:
-            # Each run weighs an eighth of all that was known before it.
-            self.seconds += (mean - self.seconds) * (1 - 0.875**count)
-
-    @property
-    def ahead(self) -> int:
-        """How many tasks a sync worker should have in hand."""
-        if self.seconds is None:
-            return 1
-        if self.seconds * MAX_AHEAD <= AHEAD_SECONDS:
-            return MAX_AHEAD
-        return max(1, int(AHEAD_SECONDS / self.seconds))
 
 
 class WorkerProcess:
@@ -135,6 +101,7 @@ class WorkerProcess:
         self._next = 1
         self._unanswered = 0  # more than those in hand if some were taken back without its word
         self._batches: deque[int] = deque()  # the number behind each batch on its way
+        self._is_stuck = False
         self._retiring = False
         self._started_at: float | None = None
         self._settles_at = 0.0
@@ -155,7 +122,7 @@ class WorkerProcess:
     @property
     def room(self) -> int:
         """How many more tasks to give it now."""
-        if self.ready_at is None or self._retiring or self.is_recalling or not self._link.alive:
+        if self.ready_at is None or self._retiring or self._is_stuck or self.is_recalling or not self._link.alive:
             return 0
         if self.is_async:
             return max(0, min(MAX_BATCH, self._setup.concurrency - self._unanswered, self._left))
@@ -207,6 +174,8 @@ class WorkerProcess:
             self._link.board.recall(self._next)
             self._settles_at = time.monotonic() + RECALL_SETTLES
             self.is_recalling = True
+            if self.is_async:
+                self._link.send(("recall",))
             self._keeper.worker_is_busy()
 
     # What the pool does
@@ -264,9 +233,12 @@ class WorkerProcess:
         if number in self._open:
             if deadline and now > deadline:
                 self._overdue(number, deadline, f"harakiri: ran longer than {deadline - started:.6g} s")
-            elif now - started > STUCK_SECONDS and len(self._open) > 1 and not self.is_recalling:
-                self._take_finished(now, started)
-                self.recall()
+            elif now - started > STUCK_SECONDS:
+                self._is_stuck = True
+                if len(self._open) > 1 and not self.is_recalling:
+                    self._take_finished(now, started)
+                    if any(other != number and not board.is_taken(other) for other in self._open):
+                        self.recall()
         deadline = board.loop_deadline
         if deadline and now > deadline + OVERDUE_SECONDS:
             self._overdue(0, deadline, "harakiri: a handler did not let itself be cancelled when its time was over")
@@ -334,6 +306,7 @@ class WorkerProcess:
                 total += report.run_seconds
                 ran += 1
         self._unanswered -= len(reports)
+        self._is_stuck = False
         behind, batches = reports[-1].number + 1, self._batches
         while batches and batches[0] <= behind:
             batches.popleft()
@@ -356,7 +329,7 @@ class WorkerProcess:
         self.is_recalling = False
         board = self._link.board
         running = board.running[0]  # read before the marks: see `trispool.worker.board`
-        numbers = [number for number in self._open if number != running and not board.is_begun(number)]
+        numbers = [number for number in self._open if number != running and not board.is_taken(number)]
         if numbers:
             self._employer.worker_reported(
                 self, [Report(number, "returned", claim=self._open.pop(number)) for number in numbers]

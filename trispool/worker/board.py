@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from trispool.worker.frames import Code
 
-__all__ = ["BEGUN", "MARKS", "RECALL_SETTLES", "RETURNED", "Board"]
+__all__ = ["BEGUN", "HELD", "MARKS", "RECALL_SETTLES", "RETURNED", "Board"]
 
 RECALL_SETTLES: Final = 0.001
 """Seconds from writing a recall to acting on it: some thousand times longer than a store takes to be seen."""
@@ -50,7 +50,10 @@ MARKS: Final[dict[Code, int]] = {
 """The mark of a task that has ended."""
 
 BEGUN: Final = 255
-"""The mark of a task of an async worker that has been begun. (Of a sync worker's the number tells.)"""
+"""The mark of a task of an async worker whose handler runs. (Of a sync worker's the number tells.)"""
+
+HELD: Final = 254
+"""The mark of a task of an async worker that is claimed but waits for others of its handler to end."""
 
 RETURNED: Final = MARKS["returned"]
 
@@ -155,6 +158,10 @@ class Board:
         """How a task ended, or None if it has not ended."""
         return _CODES.get(self.marks[number & (self.slots - 1)])
 
-    def is_begun(self, number: int) -> bool:
-        """Whether a task has been begun. Read `running` first: rule 1."""
+    def is_taken(self, number: int) -> bool:
+        """Whether the worker has the task beyond recall by this page. Read `running` first: rule 1."""
         return self.marks[number & (self.slots - 1)] != 0
+
+    def is_begun(self, number: int) -> bool:
+        """Whether an async worker's handler runs the task."""
+        return self.marks[number & (self.slots - 1)] == BEGUN

@@ -44,10 +44,12 @@ def main(socket_fd: int, board_fd: int, life_fd: int) -> int:
     _die_with_service(life_fd)
     _hold_signals()
     worker = _Worker(WorkerEnd(socket_fd), board_fd)
+    code = 1
     try:
-        return worker.run()
-    except (ServiceGone, BrokenPipeError, ConnectionResetError):
-        return 1
+        code = worker.run()
+    except* (ServiceGone, BrokenPipeError, ConnectionResetError):
+        pass  # and so, within microseconds, shall we be
+    return code
 
 
 def _die_with_service(life_fd: int) -> None:
@@ -56,7 +58,9 @@ def _die_with_service(life_fd: int) -> None:
     fcntl.fcntl(life_fd, fcntl.F_SETOWN, -os.getpgrp())
     fcntl.fcntl(life_fd, _F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(life_fd, fcntl.F_SETFL, fcntl.fcntl(life_fd, fcntl.F_GETFL) | os.O_ASYNC)
-    if select.select([life_fd], [], [], 0)[0]:  # it was gone before
+    poll = select.poll()  # select(2) cannot take descriptors from 1,024 up
+    poll.register(life_fd, select.POLLIN)
+    if poll.poll(0):  # it was gone before
         os._exit(1)
 
 
@@ -176,10 +180,9 @@ def _no_task() -> None:
 
 
 def _describe(found: Handler[..., Any]) -> frames.HandlerInfo:
-    backoff = found.backoff
     return frames.HandlerInfo(
         retries=found.retries,
-        backoff=list(backoff) if isinstance(backoff, tuple) else backoff,
+        backoff=found.backoff,
         timeout=found.timeout,
         concurrency=found.concurrency,
     )

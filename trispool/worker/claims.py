@@ -8,10 +8,13 @@ itself only: before each task it is set anew.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from typing import TYPE_CHECKING, Final, NamedTuple
+import sys
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 from trispool import spoolfile
+from trispool.calling import Result
 from trispool.claimed import Gone, Locked, NotDue, Settling, Unclaimable, Unreadable
 from trispool.errors import MalformedPacket
 from trispool.packet import decode_vars
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     from trispool.claimed import ClaimedFile
     from trispool.worker.frames import Code
 
-__all__ = ["Carried", "Places", "make_task", "open_carried", "why_not"]
+__all__ = ["Carried", "Places", "leave_fork", "let_go", "make_task", "no_files", "open_carried", "why_not"]
 
 _CODES: Final[dict[type[Unclaimable], Code]] = {
     Gone: "gone",
@@ -86,6 +89,43 @@ def make_task(task_id: str, ref: str, held: ClaimedFile | Carried, attempt: int,
         spool=spool,
         enqueued_at=enqueued_at,
     )
+
+
+def no_files(ref: str) -> ClaimedFile:
+    """What claims files where there are none.
+
+    Raises:
+        Unreadable: Always.
+    """
+    raise Unreadable(f"{ref} was sent without its content, but this spool has no directory")
+
+
+def let_go(held: ClaimedFile, result: Result) -> Result:
+    """Remove the file of a task that is done; let go of any other.
+
+    Returns:
+        What to report.
+    """
+    if result.code != "ok":
+        held.close()
+        return result
+    try:
+        held.remove()
+    except OSError as error:
+        return Result("failed", f"it ran well, but its file cannot be removed: {error}")
+    return result
+
+
+def leave_fork(result: Result) -> NoReturn:
+    """End a process that a handler forked, where the handler ends: it is not a second worker.
+
+    Args:
+        result: What came of the handler there; it makes the exit code.
+    """
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(0 if result.code == "ok" else 1)
 
 
 class Places:

@@ -9,7 +9,7 @@ objects; their classes serve for reading. Fields at the end of a report may be l
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping  # noqa: TC003 # msgspec looks it up
+from collections.abc import Mapping, Sequence  # noqa: TC003 # msgspec looks it up
 from typing import Final, Generic, Literal, TypeVar
 
 import msgspec
@@ -30,6 +30,7 @@ __all__ = [
     "Progress",
     "Quit",
     "Ready",
+    "Recall",
     "Report",
     "Run",
     "SetFrequency",
@@ -109,6 +110,10 @@ class Quit(msgspec.Struct, array_like=True, tag="quit", frozen=True):
     """Finish what you have, then exit."""
 
 
+class Recall(msgspec.Struct, array_like=True, tag="recall", frozen=True):
+    """Return what waits for a handler's `concurrency`. What else is not begun is recalled by the board."""
+
+
 class Pids(msgspec.Struct, array_like=True, tag="pids", frozen=True):
     """The worker processes of this spool have changed."""
 
@@ -128,7 +133,7 @@ class HandlerInfo(msgspec.Struct, frozen=True):
     """What the service must know of a handler; None: as the spool has it."""
 
     retries: int | None = None
-    backoff: Literal["frequency", "exponential"] | float | list[float] | None = None
+    backoff: Literal["frequency", "exponential"] | float | Sequence[float] | None = None
     timeout: float | None = None
     concurrency: int | None = None
 
@@ -189,7 +194,7 @@ class Progress(msgspec.Struct, array_like=True, tag="progress", frozen=True):
     text: str
 
 
-ToWorker = Setup | Run | Quit | Pids | SetFrequency
+ToWorker = Setup | Run | Recall | Quit | Pids | SetFrequency
 FromWorker = Ready | Broken | Done[Report] | Progress | SetFrequency
 
 

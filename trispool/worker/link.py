@@ -6,6 +6,7 @@ attention, and cannot end in both sides waiting for each other.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -36,10 +37,14 @@ class WorkerEnd:
 
     Args:
         fd: The descriptor of the socket, owned from now on.
+
+    Attributes:
+        is_closed: Whether this process has been forked from the worker.
     """
 
     def __init__(self, fd: int) -> None:
         os.set_inheritable(fd, False)
+        self.is_closed = False
         self._socket = socket.socket(fileno=fd)
         self._reader = frames.FrameReader()
         self._lock = threading.Lock()
@@ -48,6 +53,7 @@ class WorkerEnd:
         os.register_at_fork(after_in_child=self._close_in_child)
 
     def _close_in_child(self) -> None:
+        self.is_closed = True
         self._socket.close()
         self._lock = threading.Lock()
 
@@ -71,11 +77,9 @@ class WorkerEnd:
         Raises:
             ServiceGone: There will be no more.
         """
-        try:
+        with contextlib.suppress(BlockingIOError):
             self._receive(socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return []
-        messages = []
+        messages = []  # may have come earlier, together with another one
         while (frame := self._reader.next_frame()) is not None:
             messages.append(_decoder.decode(frame))
         return messages
@@ -101,7 +105,7 @@ class WorkerEnd:
         now = time.monotonic()
         self._tokens = min(float(PROGRESS_BURST), self._tokens + (now - self._tokens_at) * PROGRESS_PER_SECOND)
         self._tokens_at = now
-        if self._tokens >= 1 and self._socket.fileno() >= 0:
+        if self._tokens >= 1 and not self.is_closed:
             self._tokens -= 1
             self.send(("progress", task_id, float(fraction), text))
 

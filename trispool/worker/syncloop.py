@@ -17,12 +17,11 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from trispool.calling import OK, Result, call, call_legacy, failed, find, legacy_env, name_of, no_handler
-from trispool.claimed import Unreadable
+from trispool.calling import OK, call, call_legacy, failed, find, legacy_env, name_of, no_handler
 from trispool.handlers import Handler
 from trispool.worker import frames
 from trispool.worker.board import MARKS, RETURNED
-from trispool.worker.claims import make_task, open_carried, why_not
+from trispool.worker.claims import leave_fork, let_go, make_task, no_files, open_carried, why_not
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -109,8 +108,8 @@ class SyncLoop:
         words, times, marks, mask = board.words, board.times, board.marks, board.slots - 1
         compat, quick, monotonic = self._compat, self._quick, time.monotonic
         spool, spool_timeout = self._setup.spool, self._setup.timeout
-        claim = self._directory.claim if self._directory is not None else _no_files
-        stdout, stderr = self._streams
+        claim = self._directory.claim if self._directory is not None else no_files
+        link, (stdout, stderr) = self._link, self._streams
         reports: list[tuple[Any, ...]] = []
         now = report_by = monotonic()
         to_unix = time.time() - now
@@ -168,6 +167,8 @@ class SyncLoop:
                     result = no_handler(vars)
             except BaseException as error:  # not the handler's: `call` and `call_legacy` let nothing through
                 result = failed(error)
+            if link.is_closed:
+                leave_fork(result)
             now = monotonic()
             if stdout.unended or stderr.unended:
                 stdout.end_line(task_id)
@@ -177,7 +178,7 @@ class SyncLoop:
 
             # Let go of it, and only then tell.
             if content is None:
-                result = _let_go(cast("ClaimedFile", held), result)
+                result = let_go(cast("ClaimedFile", held), result)
             if result is OK:
                 marks[number & mask] = _MARK_OK
                 if not reports:
@@ -209,19 +210,3 @@ class SyncLoop:
     def _report(self, reports: list[tuple[Any, ...]]) -> None:
         self._link.send(("done", reports))
         reports.clear()
-
-
-def _no_files(ref: str) -> ClaimedFile:
-    raise Unreadable(f"{ref} was sent without its content, but this spool has no directory")
-
-
-def _let_go(held: ClaimedFile, result: Result) -> Result:
-    """Remove the file of a task that is done; let go of any other."""
-    if result is not OK:
-        held.close()
-        return result
-    try:
-        held.remove()
-    except OSError as error:
-        return Result("failed", f"it ran well, but its file cannot be removed: {error}")
-    return result
