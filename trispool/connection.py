@@ -1,0 +1,155 @@
+"""One connection of a listener: its socket, what it has sent, and what it still has to hear. Knows no Trio.
+
+Every operation is non-blocking by flag, not by mode, which saves two system calls a connection.
+"""
+
+from __future__ import annotations
+
+import enum
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from trispool.reader import PacketReader
+    from trispool.task import NewTask
+
+__all__ = ["Connection", "Pending", "Phase", "Turn"]
+
+_SEND_FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+
+
+class Phase(enum.Enum):
+    """What is to be done with a connection when its socket is ready."""
+
+    READING = enum.auto()
+    """Read."""
+    ENQUEUED = enum.auto()
+    """Nothing: its requests are being kept, and no more are read until they are answered."""
+    WRITING = enum.auto()
+    """Send the rest of an answer."""
+    BUFFERED = enum.auto()
+    """Go on with requests that it has sent already. It waits until it can be written to, which it can: in this way the
+    others have their turn first."""
+    LINGERING = enum.auto()
+    """Throw away what it sends. The last answer is out, but closing a socket with unread data would destroy it."""
+    CLOSED = enum.auto()
+
+
+class Pending(enum.Enum):
+    """The place of a task's answer among the answers of a turn, by its form."""
+
+    UWSGI = enum.auto()
+    HTTP = enum.auto()
+
+
+@dataclass(slots=True)
+class Turn:
+    """Requests of one connection that are kept, and then answered, together.
+
+    Attributes:
+        connection: Whose.
+        replies: One for each request, in order: the answer, or where that of the next task stands.
+        tasks: For each `Pending`, in order.
+    """
+
+    connection: Connection
+    replies: list[bytes | Pending]
+    tasks: list[NewTask]
+
+
+class Connection:
+    """One client.
+
+    Args:
+        sock: Its socket; closed by `close`.
+        address: Where it is, as `accept` gave it.
+        reader: What it has sent goes there.
+        now: Seconds, on the clock of all other times here.
+
+    Attributes:
+        fd: The socket's descriptor.
+        phase: What is to be done next.
+        watched: Whether the poll set knows it already.
+        last: Whether the answer under way is the last one.
+        broken: Whether what follows the last request is not worth reading.
+        has_asked: Whether it has ever sent a whole request.
+        unsent: What is left of an answer.
+        held: How many bytes of incomplete requests it was last found to hold.
+        progress_at: When it last sent something, or took something from us.
+        since: When it began what it is slow at (sending a request, reading an answer), or None.
+    """
+
+    __slots__ = (
+        "address",
+        "broken",
+        "fd",
+        "has_asked",
+        "held",
+        "last",
+        "phase",
+        "progress_at",
+        "reader",
+        "since",
+        "sock",
+        "unsent",
+        "watched",
+    )
+
+    def __init__(self, sock: socket.socket, address: object, reader: PacketReader, now: float) -> None:
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.address = address
+        self.reader = reader
+        self.phase = Phase.READING
+        self.watched = False
+        self.last = False
+        self.broken = False
+        self.has_asked = False
+        self.unsent = b""
+        self.held = 0
+        self.progress_at = now
+        self.since: float | None = None
+
+    @property
+    def peer(self) -> str:
+        """The client, for a log."""
+        if isinstance(self.address, tuple):
+            return f"{self.address[0]}:{self.address[1]}"
+        return "unix"
+
+    def receive(self, size: int) -> bytes | None:
+        """What the client has sent, at most `size` bytes; nothing when it has ended or is gone. None: not yet any."""
+        try:
+            return self.sock.recv(size, socket.MSG_DONTWAIT)
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError:
+            return b""
+
+    def send(self, data: bytes) -> bool:
+        """Send all of `data`, or keep the rest in `unsent`.
+
+        Returns:
+            Whether there is no rest. A client that is gone takes everything: its other requests are still good.
+        """
+        try:
+            sent = self.sock.send(data, _SEND_FLAGS)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError:
+            sent = len(data)
+        self.unsent = data[sent:]
+        return not self.unsent
+
+    def end(self) -> None:
+        """Tell the client that nothing more comes."""
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            return  # it is gone
+
+    def close(self) -> None:
+        """Close the socket."""
+        self.phase = Phase.CLOSED
+        self.sock.close()

@@ -1,0 +1,180 @@
+"""What requests ask for, and what they are answered: between a connection's reader and `enqueue`. No IO but logging."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from trispool.connection import Connection, Pending, Turn
+from trispool.errors import MalformedPacket, SpoolUnavailable, TaskRefused, TrispoolError
+from trispool.packet import (
+    ANSWER_REFUSED,
+    ANSWER_SPOOLED,
+    PING_MODIFIER,
+    PONG,
+    http_answer,
+    task_from_vars,
+    wants_http,
+)
+from trispool.reader import NEED_DATA, PacketReader, Request, UnacceptedModifier
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from trispool.settings import ListenSettings
+    from trispool.task import Accepted
+
+__all__ = ["Intake"]
+
+TURN_REQUESTS: Final = 256
+"""Of one connection, so many requests are kept together; a client that sends more has the others served in between."""
+
+COMPLAINT_SECONDS: Final = 10.0
+"""Of one kind of refusal, one in so many seconds is logged. A line costs as much as taking a task."""
+
+_log = structlog.get_logger()
+
+
+class Intake:
+    """The requests of one listener.
+
+    Attributes:
+        requests: How many came, pings included.
+        spooled: How many tasks were kept.
+        refused: How many requests and connections were refused, by reason.
+    """
+
+    def __init__(self, settings: ListenSettings) -> None:
+        self._settings = settings
+        self._modifiers = frozenset(settings.accept_modifiers)
+        self._always_http = settings.reply == "http"
+        self._never_http = settings.reply == "uwsgi"
+        self._quiet_until: dict[str, float] = {}
+        self._unlogged: Counter[str] = Counter()
+        self.requests = 0
+        self.spooled = 0
+        self.refused: Counter[str] = Counter()
+
+    def new_reader(self) -> PacketReader:
+        """A reader with the limits of this listener."""
+        settings = self._settings
+        return PacketReader(max_packet=settings.max_packet, max_body=settings.max_body, modifiers=self._modifiers)
+
+    def next_turn(self, connection: Connection) -> Turn | None:
+        """The whole requests that a connection has sent, up to a limit; None if there is none.
+
+        Sets the connection's `last` when no further request of it will be looked at, and `broken` when what it sends
+        from now on cannot be one.
+        """
+        replies: list[bytes | Pending] = []
+        turn = Turn(connection, replies, [])
+        reader = connection.reader
+        try:
+            while not connection.last and len(replies) < TURN_REQUESTS:
+                request = reader.next_event()
+                if not isinstance(request, Request):
+                    assert request is NEED_DATA
+                    break
+                self.requests += 1
+                self._take(request, turn)
+        except TaskRefused as error:
+            connection.last = connection.broken = True
+            replies.append(self.refuse(connection, error))
+        return turn if replies else None
+
+    def _take(self, request: Request, turn: Turn) -> None:
+        connection = turn.connection
+        if request.modifier1 not in self._modifiers:
+            if request.modifier1 != PING_MODIFIER:
+                raise UnacceptedModifier(
+                    f"modifier1 is {request.modifier1}, accepted here: {', '.join(map(str, sorted(self._modifiers)))}"
+                )
+            turn.replies.append(PONG)
+            return
+        http = self._wants_http(request.vars)
+        if http:
+            connection.last = True  # as the answer says
+            if connection.reader.buffered:
+                raise TaskRefused("bytes follow the request, which names no CONTENT_LENGTH for them", status=411)
+        try:
+            turn.tasks.append(task_from_vars(request.payload, request.vars, request.body))
+        except TaskRefused as error:
+            turn.replies.append(self.refuse(connection, error))
+        else:
+            turn.replies.append(Pending.HTTP if http else Pending.UWSGI)
+
+    def _wants_http(self, vars: Mapping[bytes, bytes]) -> bool:
+        return self._always_http or (not self._never_http and wants_http(vars))
+
+    def answer(self, turn: Turn, results: Iterator[Accepted | TrispoolError]) -> bytes:
+        """The answers of a turn, once its tasks are kept or not.
+
+        Args:
+            turn: The turn.
+            results: Gives what became of each of its tasks; may go on with those of the next turn.
+        """
+        answers: list[bytes] = []
+        for reply in turn.replies:
+            if isinstance(reply, bytes):
+                answers.append(reply)
+                continue
+            result = next(results)
+            if isinstance(result, TrispoolError):
+                answers.append(self.refuse(turn.connection, result, http=reply is Pending.HTTP))
+                continue
+            self.spooled += 1
+            if reply is Pending.UWSGI:
+                answers.append(ANSWER_SPOOLED)
+            else:
+                answers.append(http_answer(202, {"id": result.id, "spool": result.spool, "at": result.at}))
+        return b"".join(answers)
+
+    def refuse(
+        self, connection: Connection, error: TrispoolError, *, reason: str = "", http: bool | None = None
+    ) -> bytes:
+        """The answer to what is refused; counts it and says so in the log.
+
+        Args:
+            connection: Whose request it is.
+            error: Why.
+            reason: A word for the statistics; empty: by the error.
+            http: Whether a web server waits for it; None: by the vars read last.
+        """
+        self.count(reason or _reason(error), connection.peer, str(error))
+        if http is None:
+            http = self._wants_http(connection.reader.vars)
+        if not http:
+            return ANSWER_REFUSED
+        status = error.status if isinstance(error, TaskRefused) else 503
+        return http_answer(status, {"title": HTTPStatus(status).phrase, "detail": str(error)})
+
+    def count(self, reason: str, peer: str, detail: str) -> None:
+        """Count a refusal, and log it unless one like it has just been logged."""
+        self.refused[reason] += 1
+        now = time.monotonic()
+        if now < self._quiet_until.get(reason, 0.0):
+            self._unlogged[reason] += 1
+            return
+        self._quiet_until[reason] = now + COMPLAINT_SECONDS
+        _log.warning(
+            "refused",
+            listener=self._settings.bind,
+            reason=reason,
+            peer=peer,
+            detail=detail,
+            unlogged_before=self._unlogged.pop(reason, 0),
+        )
+
+
+def _reason(error: TrispoolError) -> str:
+    if isinstance(error, UnacceptedModifier):
+        return "modifier"
+    if isinstance(error, MalformedPacket):
+        return "malformed"
+    if isinstance(error, TaskRefused):
+        return {404: "no_spool", 408: "timeout", 411: "no_length", 413: "too_large"}.get(error.status, "invalid")
+    return "unavailable" if isinstance(error, SpoolUnavailable) else "failed"
