@@ -104,6 +104,8 @@ class TaskStream(io.RawIOBase):
     def _send(self, task_id: str | None, lines: bytes, end: bytes) -> None:
         if _MARK in lines:
             lines = lines.replace(_MARK, b"\\x1e")
+        if len(lines) > MAX_LINE:
+            lines = b"\n".join(line[at : at + MAX_LINE] for line in lines.split(b"\n") for at in _starts(line))
         if task_id is not None:
             mark = _MARK + os.fsencode(task_id) + _END_OF_MARK
             lines = mark + lines.replace(b"\n", b"\n" + mark)
@@ -159,7 +161,7 @@ class LineReader:
             elif newline >= 0:
                 self._take(data[position:newline], True, out)
                 position = newline + 1
-            elif size - position >= MAX_LINE:
+            elif size - position >= MAX_LINE + _MAX_ID + 2:
                 self._take(data[position:], True, out)
                 position = size
             else:
@@ -188,6 +190,11 @@ class LineReader:
             out.append((task_id, _text(line)))
         elif line:
             self._unended[task_id] = line
+
+
+def _starts(line: bytes) -> range:
+    """Where the pieces of a line begin; an empty line is one piece."""
+    return range(0, max(1, len(line)), MAX_LINE)
 
 
 def _text(line: bytes) -> str:
