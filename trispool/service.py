@@ -81,14 +81,15 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Bound] = trio.TA
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with contextlib.AsyncExitStack() as stack:
             spools = await _open_spools(config, stack)
+            control = Controller(spools)
             async with trio.open_nursery() as outermost:
                 stop_http = trio.Event()
-                urls = await outermost.start(functools.partial(_serve_http, config, Controller(spools), stop_http))
+                urls = await outermost.start(functools.partial(_serve_http, config, control, stop_http))
                 async with trio.open_nursery() as working:
                     for spool in spools:
                         await working.start(spool.run)
                     async with trio.open_nursery() as faces:
-                        bound = await _start_faces(config, spools, faces, urls)
+                        bound = await _start_faces(config, control, spools, faces, urls)
                         task_status.started(bound)
                         await _wait_for_stop(signals, spools)
                         faces.cancel_scope.cancel()
@@ -99,7 +100,7 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Bound] = trio.TA
 
 
 async def _open_spools(config: Config, stack: contextlib.AsyncExitStack) -> list[LiveSpool]:
-    directories = [os.path.realpath(settings.directory) for settings in config.spools]
+    directories = await trio.to_thread.run_sync(lambda: [os.path.realpath(item.directory) for item in config.spools])
     spools = []
     for settings in config.spools:
         try:
@@ -135,9 +136,8 @@ async def _serve_http(
 
 
 async def _start_faces(
-    config: Config, spools: Sequence[LiveSpool], nursery: trio.Nursery, urls: Sequence[str]
+    config: Config, control: Control, spools: Sequence[LiveSpool], nursery: trio.Nursery, urls: Sequence[str]
 ) -> Bound:
-    control = Controller(spools)
     for spool in spools:
         nursery.start_soon(spool.find)
     sockets = []
