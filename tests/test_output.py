@@ -5,14 +5,16 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Iterator
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from trispool.worker.output import MAX_LINE, LineReader, TaskStream
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class _Pipe:
