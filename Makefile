@@ -1,0 +1,56 @@
+# make run     the service as config.toml says; needs Python 3.11 and make, the rest goes into .venv
+# make test    all tests, with a real nginx and a real uWSGI (installs nginx, gcc and headers where missing)
+# make check   style and types
+# make bench   trispool against uWSGI on this machine
+# make clean   what these have made
+#
+# make PYTHON=/usr/bin/python3.12 …   another Python        make run CONFIG=my.toml   another configuration
+# make test ARGS="-k listener -x"     arguments of pytest    make bench ARGS=--help    arguments of the benchmarks
+
+PYTHON ?= python3
+VENV   ?= .venv
+CONFIG ?= config.toml
+ARGS   ?=
+
+BIN     := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+SOURCES := pyproject.toml constraints.txt
+
+.PHONY: run test check bench coverage format clean
+
+run: $(VENV)/.run
+	@exec $(BIN)/trispool run $(CONFIG)
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.test
+	$(BIN)/python -m benchmarks $(ARGS)
+
+coverage: $(VENV)/.test
+	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage report --show-missing --skip-covered
+
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The stamps make a second call quick. What `make test` installs is enough for `make run`, but not the other way round.
+$(VENV)/.run: $(SOURCES)
+	@scripts/venv $(PYTHON) $(VENV)
+	$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.test: $(SOURCES)
+	@scripts/venv $(PYTHON) $(VENV)
+	@scripts/test-tools $(BIN)/python
+	$(INSTALL) --editable ".[test,dev]"
+	@touch $(VENV)/.run $@
+
+clean:
+	rm -rf $(VENV) build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis
