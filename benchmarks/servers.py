@@ -1,0 +1,258 @@
+"""Starts and stops the servers under comparison, each in a folder of its own with the same handler.
+
+Both have two processes that run handlers; uWSGI has two more for its sockets, trispool does that in its main process.
+uWSGI is run at its best: it logs neither requests nor tasks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from benchmarks.client import exchange
+from benchmarks.records import Records
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+__all__ = ["Kind", "Server", "ServerFailed", "prepare", "running", "uwsgi_binary"]
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+HANDLER: Final = ROOT / "benchmarks" / "handler.py"
+
+START_SECONDS: Final = 60.0
+STOP_SECONDS: Final = 15.0
+
+_PING: Final = bytes([100, 0, 0, 0])
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+
+
+class ServerFailed(Exception):
+    """A server did not start, ended, or did not do what it was asked; the end of its log is in the message."""
+
+
+class Kind(enum.Enum):
+    """The servers under comparison."""
+
+    UWSGI = "uWSGI"
+    OS = "trispool"
+    FSYNC = 'trispool, "fsync"'
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One that runs.
+
+    Attributes:
+        process: Its main process.
+        unix: Its Unix socket.
+        tcp: Its TCP socket.
+        records: What its handlers have recorded.
+        log: Its output.
+    """
+
+    process: subprocess.Popen[bytes]
+    unix: str
+    tcp: tuple[str, int]
+    records: Records
+    log: Path
+
+    def wait_for(self, count: int, seconds: float, *, poll: float = 0.002) -> None:
+        """Until so many tasks have started.
+
+        Args:
+            count: How many, since the server was started.
+            seconds: How long to wait.
+            poll: Seconds between two looks.
+
+        Raises:
+            ServerFailed: They have not.
+        """
+        deadline = time.monotonic() + seconds
+        while (now := self.records.count()) < count:
+            self.check()
+            if time.monotonic() > deadline:
+                raise ServerFailed(f"{now} of {count} tasks have started in {seconds} s\n{self.log_end()}")
+            time.sleep(poll)
+
+    def check(self) -> None:
+        """Raise `ServerFailed` if it has ended."""
+        if self.process.poll() is not None:
+            raise ServerFailed(f"it ended with {self.process.returncode}\n{self.log_end()}")
+
+    def cpu_seconds(self) -> float:
+        """What all its processes have used since they were started; exact to 0.01 s a process."""
+        ticks = 0
+        for pid in _family(self.process.pid):
+            with contextlib.suppress(OSError):
+                ticks += sum(map(int, _stat(pid)[11:13]))
+        return ticks / _TICKS
+
+    def log_end(self) -> str:
+        """The end of its output."""
+        return self.log.read_text(errors="replace")[-2000:]
+
+
+def uwsgi_binary() -> str | None:
+    """The uWSGI beside this interpreter, else the one on PATH."""
+    beside = Path(sys.executable).with_name("uwsgi")
+    return os.fspath(beside) if beside.exists() else shutil.which("uwsgi")
+
+
+def prepare(folder: Path) -> Path:
+    """Make a folder for a server.
+
+    Returns:
+        The spool directory in it.
+    """
+    spool = folder / "spool"
+    spool.mkdir(parents=True)
+    return spool
+
+
+@contextlib.contextmanager
+def running(kind: Kind, folder: Path, *, frequency: int = 30) -> Iterator[Server]:
+    """A server, from when its sockets answer. Leaving the block ends it.
+
+    Args:
+        kind: Which.
+        folder: As `prepare` has made it.
+        frequency: Seconds between its scans.
+
+    Raises:
+        ServerFailed: It does not start.
+    """
+    unix, tcp = os.fspath(folder / "sock"), ("127.0.0.1", _free_port())
+    if kind is Kind.UWSGI:
+        command = _uwsgi_command(folder, unix, tcp, frequency)
+    else:
+        command = _trispool_command(kind, folder, unix, tcp, frequency)
+    log, seen = folder / "log", folder / "records"
+    # A folder may serve several servers in turn.
+    shutil.rmtree(seen, ignore_errors=True)
+    seen.mkdir()
+    environment = {**os.environ, "PYTHONPATH": os.fspath(ROOT), "BENCHMARK_RECORDS": os.fspath(seen)}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    records = Records(seen)
+    server = Server(process, unix, tcp, records, log)
+    try:
+        _wait_until_it_answers(server)
+        yield server
+    finally:
+        records.close()
+        _stop(process)
+
+
+def _uwsgi_command(folder: Path, unix: str, tcp: tuple[str, int], frequency: int) -> Sequence[str]:
+    binary = uwsgi_binary()
+    if binary is None:
+        raise ServerFailed("there is no uwsgi, neither beside the interpreter nor on PATH: pip install uwsgi==2.0.31")
+    return [
+        binary,
+        *("--master", "--die-on-term", "--processes", "2", "--listen", "1024"),
+        *("--socket", unix, "--socket", f"{tcp[0]}:{tcp[1]}"),
+        *("--spooler", os.fspath(folder / "spool"), "--spooler-processes", "2"),
+        *("--spooler-frequency", str(frequency), "--spooler-quiet", "--disable-logging"),
+        *("--import", os.fspath(HANDLER)),
+    ]
+
+
+def _trispool_command(kind: Kind, folder: Path, unix: str, tcp: tuple[str, int], frequency: int) -> Sequence[str]:
+    durability = "fsync" if kind is Kind.FSYNC else "os"
+    config = folder / "config.toml"
+    config.write_text(
+        f"""\
+state_dir = "{folder}/var"
+
+[http]
+bind = "unix:{folder}/http"
+
+[[listen]]
+bind = "unix:{unix}"
+
+[[listen]]
+bind = "{tcp[0]}:{tcp[1]}"
+
+[[spool]]
+name = "default"
+directory = "{folder}/spool"
+import = ["{HANDLER}"]
+processes = 2
+frequency = {frequency}
+durability = "{durability}"
+"""
+    )
+    return [sys.executable, "-m", "trispool", "run", os.fspath(config)]
+
+
+def _wait_until_it_answers(server: Server) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    for address in (server.unix, server.tcp):
+        while True:
+            server.check()
+            with contextlib.suppress(OSError):
+                if exchange(address, _PING):
+                    break
+            if time.monotonic() > deadline:
+                raise ServerFailed(f"{address} does not answer after {START_SECONDS} s\n{server.log_end()}")
+            time.sleep(0.005)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    # A copy, since those whose parent has died are nobody's children any more.
+    family = _family(process.pid)
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for pid in family:
+        # Still ours and not a stranger with the same number: the session is the one that was made for it.
+        with contextlib.suppress(OSError):
+            if os.getsid(pid) == process.pid:
+                os.kill(pid, signal.SIGKILL)
+
+
+def _family(pid: int) -> list[int]:
+    """A process and all that it has started."""
+    children: dict[int, list[int]] = {}
+    for entry in os.scandir("/proc"):
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):
+                children.setdefault(int(_stat(int(entry.name))[1]), []).append(int(entry.name))
+    family = [pid]
+    for member in family:
+        family += children.get(member, [])
+    return family
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the state on: 1 is the parent, 11 and 12 the user and system time."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
