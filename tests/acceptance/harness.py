@@ -1,0 +1,211 @@
+"""The real service as a process, and clients that know nothing of its insides.
+
+Handlers tell the test what they do through a datagram socket, so that tests wait for events and never for time to pass.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import queue
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+HANDLERS = Path(__file__).with_name("handlers.py")
+LONG = 30.0
+"""Seconds after which something that should come is not coming."""
+
+
+class Telling:
+    """Hears what handlers tell: in a thread, since a socket that nobody reads holds ten datagrams and then blocks."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(path))
+        self._heard: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._kept: list[dict[str, Any]] = []
+        self._thread = threading.Thread(target=self._listen)
+        self._thread.start()
+
+    def _listen(self) -> None:
+        while content := self._socket.recv(65536):
+            self._heard.put(json.loads(content))
+
+    def next(self, timeout: float = LONG, **wanted: object) -> dict[str, Any]:
+        """The next message that has these values; others are kept for later calls."""
+        for number, message in enumerate(self._kept):
+            if wanted.items() <= message.items():
+                return self._kept.pop(number)
+        while True:
+            try:
+                message = self._heard.get(timeout=timeout)
+            except queue.Empty:
+                raise AssertionError(f"nobody told {wanted}; told was {self._kept[-20:]}") from None
+            if wanted.items() <= message.items():
+                return message
+            self._kept.append(message)
+
+    def all_so_far(self) -> list[dict[str, Any]]:
+        """What has been told and not been asked for."""
+        while not self._heard.empty():
+            self._kept.append(self._heard.get())
+        kept, self._kept = self._kept, []
+        return kept
+
+    def close(self) -> None:
+        # An empty datagram ends the thread.
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"", str(self.path))
+        self._thread.join()
+        self._socket.close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Service:
+    """`trispool run` on a configuration of its own."""
+
+    def __init__(self, folder: Path, telling: Telling, **spool: object) -> None:
+        self.folder = folder
+        self.telling = telling
+        self.spool = folder / "spool"
+        self.socket = folder / "spool.sock"
+        self.tcp_port = free_port()
+        self.http_port = free_port()
+        self.log = folder / "service.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.config = folder / "config.toml"
+        self.grace_seconds = spool.pop("grace_seconds", 10)
+        settings: dict[str, object] = {"processes": 2, "frequency": 30, "durability": "os", **spool}
+        settings.setdefault("import", [str(HANDLERS)])
+        self.config.write_text(
+            f'state_dir = "var"\ngrace_seconds = {self.grace_seconds}\n'
+            f'[http]\nbind = "127.0.0.1:{self.http_port}"\n'
+            f'[[listen]]\nbind = "unix:{self.socket}"\n'
+            f'[[listen]]\nbind = "127.0.0.1:{self.tcp_port}"\n'
+            '[[spool]]\nname = "default"\ndirectory = "spool"\n'
+            + "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
+        )
+
+    def start(self, limits: Callable[[], None] | None = None) -> Service:
+        """Start it, and return when it answers and its workers are ready."""
+        environment = {**os.environ, "TELLING": str(self.telling.path)}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", "from trispool.cli import main; main()", "run", str(self.config)],
+                env=environment,
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=limits,
+            )
+        self.telling.next(event="loaded")
+        self.wait_until(lambda: self.status(), "answering")
+        return self
+
+    def wait_until(self, holds: Callable[[], object], what: str) -> None:
+        """Ask until something holds. For what only the API tells; handlers tell by themselves."""
+        for _ in range(int(LONG / 0.02)):
+            with contextlib.suppress(ConnectionError, FileNotFoundError):
+                if holds():
+                    return
+            assert self.process is not None
+            if self.process.poll() is not None:
+                break
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(0.02)
+        raise AssertionError(f"not {what}:\n{self.log.read_text()}")
+
+    # Clients
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        token: bool = True,
+    ) -> tuple[int, bytes]:
+        """An HTTP request to the API."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=LONG)
+        with contextlib.closing(connection):
+            sent = dict(headers or {})
+            if token:
+                sent["Authorization"] = f"Bearer {(self.folder / 'var/token').read_text().strip()}"
+            connection.request(method, path, body, sent)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+
+    def get(self, path: str) -> Any:
+        """What the API says at `path`."""
+        status, content = self.request("GET", f"/api/v1{path}")
+        assert status == 200, content
+        return json.loads(content)
+
+    def status(self) -> Any:
+        """The spool's status."""
+        return self.get("/spools/default")
+
+    def send(self, vars: Mapping[str, str], body: bytes = b"", *, tcp: bool = False) -> bytes:
+        """A uwsgi packet; gives the answer."""
+        family, address = (socket.AF_INET, ("127.0.0.1", self.tcp_port)) if tcp else (socket.AF_UNIX, str(self.socket))
+        with socket.socket(family) as client:
+            client.settimeout(LONG)
+            client.connect(address)
+            client.sendall(packet(vars) + body)
+            return client.recv(4096)
+
+    # Ends
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send a signal and wait for the end."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(LONG + self.grace_seconds)
+
+    def close(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
+def packet(vars: Mapping[str, str]) -> bytes:
+    """A uwsgi packet, made without trispool."""
+    encoded = b"".join(struct.pack("<H", len(text.encode())) + text.encode() for item in vars.items() for text in item)
+    return struct.pack("<BHB", 17, len(encoded), 0) + encoded
+
+
+@contextlib.contextmanager
+def telling_in(folder: Path) -> Iterator[Telling]:
+    """A telling socket in a folder."""
+    telling = Telling(folder / "telling.sock")
+    try:
+        yield telling
+    finally:
+        telling.close()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
