@@ -264,7 +264,6 @@ class Dispatcher:
         for claim in suspects:
             if running := self.backlog.ended(claim.ref):
                 outcome = "timeout" if cause.startswith("harakiri") else "lost"
-                self._log.warning("task_lost_its_worker", task=claim.id, worker=worker.pid, cause=cause)
                 self._attempt_ended(worker, running, _Loss(claim, outcome, running.given_at, now, cause), now)
         self._wake.set()
 
@@ -308,6 +307,16 @@ class Dispatcher:
             self._finished(running, report.claim)
             self._history.record(row)
             return
+        if code != "retry":
+            self._log.warning(
+                "attempt_ended_badly",
+                task=entry.id,
+                attempt=running.attempt,
+                outcome=code,
+                handler=report.handler,
+                error=report.error,
+                traceback=report.traceback,
+            )
         decision = decide(
             code,
             running.attempt,
