@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -14,7 +13,6 @@ from trispool.control import SpoolStatus
 from trispool.dispatcher import Dispatcher, DispatcherSettings
 from trispool.ledger import Ledger
 from trispool.pool import Pool
-from trispool.retry import RetryPolicy
 from trispool.scanner import Scanner
 from trispool.store.directory import DirectoryStore, open_directory_store
 from trispool.worker.frames import Setup
@@ -24,9 +22,10 @@ if TYPE_CHECKING:
 
     from trispool.backlog import Backlog
     from trispool.errors import TrispoolError
+    from trispool.settings import SpoolSettings
     from trispool.task import Entry, NewTask, Retrying
 
-__all__ = ["LiveSpool", "SpoolSettings", "open_spool"]
+__all__ = ["LiveSpool", "open_spool"]
 
 COUNT_DEAD_SECONDS: Final = 10.0
 """How often the files that were set aside are counted: a person may move them."""
@@ -35,24 +34,6 @@ _SETTLE_SECONDS: Final = 5.0
 """For telling the store what ended last; it is then a matter of milliseconds, or of a disk that hangs."""
 
 _log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class SpoolSettings:
-    """One `[[spool]]` of the configuration; see config.toml for what each means. Lengths of time are in seconds."""
-
-    name: str
-    directory: str
-    imports: tuple[str, ...] = ()
-    processes: int = 2
-    concurrency: int = 100
-    frequency: float = 30.0
-    durability: str = "fsync"
-    timeout: float = 0.0
-    max_tasks: int = 0
-    policy: RetryPolicy = field(default_factory=RetryPolicy)
-    chdir: str = ""
-    keep_history: float = 30 * 86400.0
 
 
 @asynccontextmanager

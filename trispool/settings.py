@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-__all__ = ["ListenSettings"]
+from trispool.retry import RetryPolicy
+
+__all__ = ["HttpSettings", "ListenSettings", "SpoolSettings"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,3 +36,55 @@ class ListenSettings:
     max_body: int = 64 * 1024 * 1024
     timeout: float = 5.0
     max_connections: int = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class HttpSettings:
+    """`[http]` of the configuration: the API.
+
+    Attributes:
+        bind: `127.0.0.1:8080` or `unix:path`.
+        certfile: PEM file of the server's certificate, which makes it HTTPS; None: plain HTTP.
+        keyfile: PEM file of its key; None: it is in `certfile` too.
+        allow_networks: Who may connect by TCP, as `10.0.0.0/8`; empty: everybody who can reach the socket.
+        max_body: The largest request body, bytes.
+    """
+
+    bind: str = "127.0.0.1:8080"
+    certfile: str | None = None
+    keyfile: str | None = None
+    allow_networks: tuple[str, ...] = ()
+    max_body: int = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolSettings:
+    """One `[[spool]]` of the configuration. Lengths of time are in seconds.
+
+    Attributes:
+        name: The spool's name.
+        directory: The spool directory, absolute; made if it is missing.
+        imports: Files or modules with handlers, imported in every worker process.
+        processes: How many worker processes.
+        concurrency: How many async handlers may run at once, per process.
+        frequency: Between two scans, and from a failed attempt to the next where nothing else is said.
+        durability: `fsync`: what is acknowledged is on disk; `os`: it survives our crash, not a power cut.
+        timeout: A handler that takes longer is ended; 0: no limit.
+        max_tasks: A worker process is replaced after so many tasks; 0: never.
+        policy: When a task is tried again, and when it is given up.
+        chdir: Where handlers run; empty: in the service's working directory.
+        keep_history: How long attempts are kept in the ledger; 0: for ever.
+    """
+
+    name: str
+    directory: str
+    imports: tuple[str, ...] = ()
+    processes: int = 2
+    concurrency: int = 100
+    frequency: float = 30.0
+    durability: str = "fsync"
+    timeout: float = 0.0
+    max_tasks: int = 0
+    policy: RetryPolicy = field(default_factory=RetryPolicy)
+    chdir: str = ""
+    keep_history: float = 30 * 86400.0
