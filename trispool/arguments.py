@@ -1,48 +1,40 @@
 """From a call's arguments to a task's vars, and back: by the annotations of the handler's function. Pure.
 
-A var is bytes. What it becomes is decided by the annotation of the parameter it is for:
+The annotation of a parameter decides what becomes of the var of its name (`trispool.kinds`). More rules:
 
-| annotation | on the wire | notes |
-| --- | --- | --- |
-| none, `str`, `Any`, `object` | UTF-8 text | |
-| `bytes` | as it is | |
-| `int`, `float` | decimal text | |
-| `bool` | `true`, `false` | also read: 1/0, yes/no, on/off, in any case |
-| `Literal[...]`, an enum | text of the value | anything else is an error |
-| `list`, `tuple`, `set`, `frozenset`, `dict` and their `[...]` | JSON | the elements are not looked at |
-| `X | None` | as X; `null` or nothing is None | for text and bytes only a missing var is None: `null` is a name, too |
-| `X | Y` | as the first that fits | text and bytes are tried last |
-| `Task` | | gets the task itself |
-| everything else | JSON | |
-
-Three more rules: a parameter named `body` gets the task's body (as bytes, unless its annotation says otherwise); a var
-nobody asked for is left out; a `**` parameter gets all vars that no other parameter names, but for the special keys.
+- A parameter annotated `Task` gets the task itself.
+- One named `body` gets the task's body, as bytes, unless its annotation says otherwise.
+- A var that nobody asked for is left out.
+- A `**` parameter gets all vars that no other parameter names, but for the special keys. Without an annotation they are
+  text in which bytes that are not UTF-8 are kept as surrogates, since a web server's headers may be anything.
 """
 
 from __future__ import annotations
 
-import enum
+import functools
 import inspect
-import json
-import types
 import typing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, Union
+from typing import TYPE_CHECKING, Any, Final
 
+from trispool.kinds import LENIENT_TEXT, MISSING, TEXT, kind_of
 from trispool.task import Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from trispool.kinds import Kind
 
 __all__ = ["SPECIAL_KEYS", "ArgumentError", "Plan"]
 
 SPECIAL_KEYS: Final = frozenset({"handler", "at", "priority", "spooler"})
 """Vars with a meaning for the spooler. A parameter of that name can read one; only `options` can set it."""
 
-_TRUE: Final = frozenset({b"true", b"1", b"yes", b"on"})
-_FALSE: Final = frozenset({b"false", b"0", b"no", b"off"})
-_MISSING: Final = inspect.Parameter.empty
 _SHOWN: Final = 60
+"""Characters of a value in a message."""
+
+_UNREADABLE: Final = (ValueError, TypeError, RecursionError)
+"""What the conversion of a hostile value can raise: bad text, a list in a set, deep nesting."""
 
 
 class ArgumentError(Exception):
@@ -50,27 +42,10 @@ class ArgumentError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Kind:
-    """How values of one annotation travel.
-
-    Attributes:
-        expected: For messages.
-        decode: Raises ValueError.
-        encode: Raises TypeError or ValueError.
-        textual: Whether every byte string, or every text, is a value, so that none is left to mean None.
-    """
-
-    expected: str
-    decode: Callable[[bytes], Any]
-    encode: Callable[[Any], bytes]
-    textual: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class _Parameter:
     name: str
     key: bytes
-    kind: _Kind
+    kind: Kind
     optional: bool
     default: Any
     positional: bool
@@ -95,10 +70,10 @@ class Plan:
         self._wanted: list[_Parameter] = []
         self._tasks: list[str] = []
         self._body: _Parameter | None = None
-        self._rest: _Kind | None = None
+        self._rest: Kind | None = None
         self._positional = 0
         for parameter in signature.parameters.values():
-            self._look_at(parameter, hints.get(parameter.name, _MISSING))
+            self._look_at(parameter, hints.get(parameter.name, MISSING))
         self.takes_task = bool(self._tasks)
         self._named = {parameter.key for parameter in self._wanted}
         if self._body is not None:
@@ -118,11 +93,11 @@ class Plan:
     def _look_at(self, parameter: inspect.Parameter, annotation: object) -> None:
         if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
             return
-        if parameter.name == "body" and annotation is _MISSING:
+        if parameter.name == "body" and annotation is MISSING:
             annotation = bytes
-        kind, optional = _kind(annotation)
+        kind, optional = kind_of(annotation)
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            self._rest = _LENIENT if kind is _TEXT else kind
+            self._rest = LENIENT_TEXT if kind is TEXT else kind
             return
         positional = parameter.kind is inspect.Parameter.POSITIONAL_ONLY
         wanted = _Parameter(parameter.name, parameter.name.encode(), kind, optional, parameter.default, positional)
@@ -157,14 +132,14 @@ class Plan:
             value = vars.get(parameter.key)
             if value is not None:
                 keyword[parameter.name] = _decode(parameter, value)
-            elif parameter.default is not _MISSING:
+            elif parameter.default is not MISSING:
                 continue
             elif parameter.optional:
                 keyword[parameter.name] = None
             else:
                 raise ArgumentError(f"var {parameter.name} is missing: {parameter.kind.expected} expected")
         # An absent body is an empty one, unless the function says what absent means.
-        if self._body is not None and (body or self._body.default is _MISSING):
+        if self._body is not None and (body or self._body.default is MISSING):
             keyword["body"] = _decode(self._body, body)
         for name in self._tasks:
             keyword[name] = task
@@ -185,7 +160,7 @@ class Plan:
                 continue
             try:
                 keyword[name] = rest.decode(value)
-            except ValueError as error:
+            except _UNREADABLE as error:
                 raise ArgumentError(_misfit(name, rest, value)) from error
 
     def encode(
@@ -206,7 +181,7 @@ class Plan:
                 raise TypeError(f"{name} has a meaning for the spooler: it is set by options(), not as an argument")
         bound = self._accepts.bind(*args, **kwargs).arguments
         for parameter in self._special:
-            if parameter.default is _MISSING and not parameter.optional and special.get(parameter.name) is None:
+            if parameter.default is MISSING and not parameter.optional and special.get(parameter.name) is None:
                 raise TypeError(f"missing: options({parameter.name}=…)")
         vars: dict[bytes, bytes] = {}
         for parameter in self._wanted:
@@ -230,7 +205,7 @@ def _decode(parameter: _Parameter, value: bytes) -> object:
         return None
     try:
         return kind.decode(value)
-    except (ValueError, RecursionError) as error:
+    except _UNREADABLE as error:
         raise ArgumentError(_misfit(parameter.name, kind, value)) from error
 
 
@@ -238,7 +213,7 @@ def _encode(parameter: _Parameter, value: object) -> bytes | None:
     """The var, or None if leaving it out says it."""
     kind = parameter.kind
     if value is None and (parameter.optional or parameter.default is None):
-        if parameter.default is None or parameter.default is _MISSING:
+        if parameter.default is None or parameter.default is MISSING:
             return None
         if kind.textual:
             raise TypeError(f"{parameter.name}=None cannot be told from text: only a default of None makes it possible")
@@ -246,16 +221,16 @@ def _encode(parameter: _Parameter, value: object) -> bytes | None:
     return _encode_rest(parameter.name, kind, value)
 
 
-def _encode_rest(name: str, kind: _Kind, value: object) -> bytes:
+def _encode_rest(name: str, kind: Kind, value: object) -> bytes:
     try:
         encoded = kind.encode(value)
         kind.decode(encoded)  # what cannot be read back is refused here, where the caller sees it
-    except (TypeError, ValueError, RecursionError) as error:
+    except _UNREADABLE as error:
         raise TypeError(f"{name}={_shorten(repr(value))}: {kind.expected} expected") from error
     return encoded
 
 
-def _misfit(name: str, kind: _Kind, value: bytes) -> str:
+def _misfit(name: str, kind: Kind, value: bytes) -> str:
     return f"var {name}={_shorten(repr(value))}: {kind.expected} expected"
 
 
@@ -268,16 +243,28 @@ def _shorten(text: str) -> str:
 
 def _hints(function: Callable[..., Any], signature: inspect.Signature) -> dict[str, Any]:
     """Annotations as objects; `Task` is known even where it is imported for type checkers only."""
-    plain = inspect.unwrap(function)
+    plain: Any = inspect.unwrap(function)
+    while isinstance(plain, functools.partial):
+        plain = inspect.unwrap(plain.func)
     if not inspect.isroutine(plain):  # an object that can be called
-        plain = getattr(type(plain), "__call__", plain)  # noqa: B004 # it is the function that is wanted
-    scope = getattr(plain, "__globals__", {})
+        plain = type(plain).__call__
+    scope = {**vars(typing), "Task": Task, **getattr(plain, "__globals__", {})}
+    try:
+        return typing.get_type_hints(plain, scope, include_extras=True)
+    except Exception:
+        return _hints_one_by_one(function, signature, scope)
+
+
+def _hints_one_by_one(
+    function: Callable[..., Any], signature: inspect.Signature, scope: dict[str, Any]
+) -> dict[str, Any]:
+    """Tells which one it is that cannot be resolved; the annotation of the result may be anything."""
     hints: dict[str, Any] = {}
     for name, parameter in signature.parameters.items():
         annotation = parameter.annotation
         if isinstance(annotation, str):
             try:
-                annotation = eval(annotation, {**vars(typing), "Task": Task, **scope})
+                annotation = eval(annotation, scope)
             except Exception as error:
                 raise TypeError(
                     f"the annotation of parameter {name} of {getattr(function, '__qualname__', function)}, "
@@ -289,125 +276,3 @@ def _hints(function: Callable[..., Any], signature: inspect.Signature) -> dict[s
 
 def _is_task(annotation: object) -> bool:
     return annotation is Task or Task in typing.get_args(annotation)
-
-
-def _kind(annotation: object) -> tuple[_Kind, bool]:
-    """How values of this annotation travel, and whether None is one of them."""
-    while typing.get_origin(annotation) is typing.Annotated or isinstance(annotation, typing.NewType):
-        if isinstance(annotation, typing.NewType):
-            annotation = annotation.__supertype__
-        else:
-            annotation = typing.get_args(annotation)[0]
-    if typing.get_origin(annotation) in (Union, types.UnionType):
-        members = typing.get_args(annotation)
-        optional = type(None) in members
-        kinds = [_kind(member)[0] for member in members if member is not type(None)]
-        return kinds[0] if len(kinds) == 1 else _union(kinds), optional
-    if typing.get_origin(annotation) is Literal:
-        values = typing.get_args(annotation)
-        return _choice({_to_bytes(value): value for value in values}), None in values
-    if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
-        return _choice({_to_bytes(member.value): member for member in annotation}), False
-    container = typing.get_origin(annotation) or annotation
-    if container in _CONTAINERS:
-        return _json_container(container), False
-    return _KINDS.get(annotation, _JSON), False
-
-
-def _to_bytes(value: object) -> bytes:
-    """The wire form that needs no annotation: text for scalars, JSON for the rest."""
-    if isinstance(value, bytes | bytearray | memoryview):
-        return bytes(value)
-    if isinstance(value, enum.Enum):
-        return _to_bytes(value.value)
-    if isinstance(value, str):
-        return value.encode()
-    if isinstance(value, bool):
-        return b"true" if value else b"false"
-    if isinstance(value, int | float):
-        return repr(value).encode()
-    return _to_json(value)
-
-
-def _to_json(value: object) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def _to_text(value: object) -> bytes:
-    if value is None:
-        raise TypeError("None is not text")
-    return _to_bytes(value)
-
-
-def _to_number(value: object) -> bytes:
-    return b"%d" % value if isinstance(value, bool) else _to_bytes(value)
-
-
-def _to_plain_bytes(value: object) -> bytes:
-    if not isinstance(value, bytes | bytearray | memoryview | str):
-        raise TypeError("not bytes")
-    return _to_bytes(value)
-
-
-def _read_bool(value: bytes) -> bool:
-    value = value.strip().lower()
-    if value in _TRUE:
-        return True
-    if value in _FALSE:
-        return False
-    raise ValueError
-
-
-def _union(kinds: list[_Kind]) -> _Kind:
-    ordered = sorted(kinds, key=lambda kind: kind.textual)  # stable: as written, but text last
-
-    def decode(value: bytes) -> object:
-        for kind in ordered:
-            try:
-                return kind.decode(value)
-            except ValueError:
-                continue
-        raise ValueError
-
-    return _Kind(" or ".join(kind.expected for kind in kinds), decode, _to_bytes, ordered[-1].textual)
-
-
-def _choice(choices: dict[bytes, Any]) -> _Kind:
-    def decode(value: bytes) -> object:
-        try:
-            return choices[value]
-        except KeyError:
-            raise ValueError from None
-
-    return _Kind(f"one of {', '.join(key.decode(errors='replace') for key in choices)}", decode, _to_bytes)
-
-
-def _json_container(container: Callable[[Any], Any]) -> _Kind:
-    written = dict if container is dict else list
-
-    def decode(value: bytes) -> object:
-        data = json.loads(value)
-        if not isinstance(data, written):
-            raise ValueError
-        return data if container is written else container(data)
-
-    def encode(value: object) -> bytes:
-        return _to_json(list(value) if isinstance(value, tuple | set | frozenset) else value)
-
-    return _Kind(f"a JSON {'object' if written is dict else 'array'}", decode, encode)
-
-
-_CONTAINERS: Final = (list, tuple, set, frozenset, dict)
-_TEXT: Final = _Kind("UTF-8 text", bytes.decode, _to_text, textual=True)
-_LENIENT: Final = _Kind("text", lambda value: value.decode(errors="surrogateescape"), _to_text, textual=True)
-_JSON: Final = _Kind("JSON", json.loads, _to_json)
-_KINDS: Final[dict[Any, _Kind]] = {
-    _MISSING: _TEXT,
-    str: _TEXT,
-    Any: _TEXT,
-    object: _TEXT,
-    bytes: _Kind("bytes", bytes, _to_plain_bytes, textual=True),
-    int: _Kind("a whole number", int, _to_number),
-    float: _Kind("a number", float, _to_number),
-    bool: _Kind("true or false", _read_bool, _to_bytes),
-}

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from trispool.arguments import ArgumentError
 from trispool.handlers import Handler, Ignore, Retry, registry
 from trispool.task import Outcome
 
@@ -114,7 +113,7 @@ def call(handler: Handler[..., Any], vars: Mapping[bytes, bytes], body: bytes, t
     """
     try:
         args, kwargs = handler.plan.arguments(vars, body, task)
-    except (ArgumentError, TypeError) as error:
+    except Exception as error:  # no vars, whoever sent them, end a worker
         return _misfit(handler, error)
     try:
         returned = handler.function(*args, **kwargs)
@@ -127,7 +126,7 @@ async def call_async(handler: Handler[..., Any], vars: Mapping[bytes, bytes], bo
     """Run a task by a handler that is async; the same as `call`, but that cancellation goes through."""
     try:
         args, kwargs = handler.plan.arguments(vars, body, task)
-    except (ArgumentError, TypeError) as error:
+    except Exception as error:  # no vars, whoever sent them, end a worker
         return _misfit(handler, error)
     try:
         returned = await handler.function(*args, **kwargs)

@@ -45,10 +45,11 @@ class Retry(Exception):
 
     Raises:
         ValueError: Both `in_` and `at` are given, or one is not a time.
+        TypeError: The reason is not text.
     """
 
     def __init__(self, reason: str = "", *, in_: float | None = None, at: float | None = None) -> None:
-        super().__init__(reason)
+        super().__init__(_checked_reason(reason))
         if in_ is not None and at is not None:
             raise ValueError("Retry takes in_ or at, not both")
         given = at if in_ is None else in_
@@ -66,8 +67,14 @@ class Ignore(Exception):
     """
 
     def __init__(self, reason: str = "") -> None:
-        super().__init__(reason)
+        super().__init__(_checked_reason(reason))
         self.reason = reason
+
+
+def _checked_reason(reason: object) -> object:
+    if not isinstance(reason, str):
+        raise TypeError(f"the reason must be text, not {reason!r}; a time is given by name, as Retry(in_=60)")
+    return reason
 
 
 class Options:
@@ -111,7 +118,7 @@ class Handler(Generic[P, R]):
         is_async: Whether it is a coroutine function; a worker then runs it in a Trio loop.
         retries: How often a failed task is run again before it is given up; None: as the spool says.
         backoff: How long to wait before that; None: as the spool says.
-        timeout: Seconds after which a run is cut off; None: as the spool says.
+        timeout: Seconds after which a run is cut off, 0: none; None: as the spool says.
         concurrency: How many may run at once in one worker; None: as the spool says.
         default: Whether it runs the tasks that name no handler.
 
@@ -135,8 +142,9 @@ class Handler(Generic[P, R]):
     ) -> None:
         functools.update_wrapper(self, function)
         self.function = function
-        self.name = name if name is not None else function.__name__
-        self.is_async = inspect.iscoroutinefunction(function)
+        self.name = name if name is not None else getattr(function, "__name__", "")
+        self.__qualname__ = getattr(function, "__qualname__", self.name)
+        self.is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
         self.retries = retries
         self.backoff = backoff
         self.timeout = timeout
@@ -149,12 +157,12 @@ class Handler(Generic[P, R]):
         if inspect.isgeneratorfunction(self.function) or inspect.isasyncgenfunction(self.function):
             raise TypeError(f"handler {self.name} is a generator: calling it would run nothing")
         if not self.name:
-            raise ValueError("a handler needs a name")
+            raise ValueError(f"{self.function!r} has no name: give one by name=")
         if self.retries is not None and (not _is_int(self.retries) or self.retries < 0):
             raise ValueError(f"handler {self.name}: retries={self.retries!r}, a whole number from 0 up is expected")
         if self.concurrency is not None and (not _is_int(self.concurrency) or self.concurrency < 1):
             raise ValueError(f"handler {self.name}: concurrency={self.concurrency!r}, a number from 1 up is expected")
-        if self.timeout is not None and not _is_seconds(self.timeout):
+        if self.timeout is not None and self.timeout != 0 and not _is_seconds(self.timeout):
             raise ValueError(f"handler {self.name}: timeout={self.timeout!r}, a number of seconds is expected")
         if not _is_backoff(self.backoff):
             raise ValueError(
@@ -294,7 +302,7 @@ def handler(function: Callable[..., Any] | None = None, /, **options: object) ->
         name: What tasks call it; the function's name if not given.
         retries: How often a failed task is run again before it is given up.
         backoff: How long to wait before that: "frequency", "exponential", seconds, or a list of seconds.
-        timeout: Seconds after which a run is cut off.
+        timeout: Seconds after which a run is cut off; 0: none, whatever the spool says.
         concurrency: How many may run at once in one worker process.
         default: Run the tasks that name no handler, too.
 
@@ -314,6 +322,8 @@ def _declare(options: dict[str, Any], function: Callable[..., Any]) -> Handler[.
 
 
 def _same_place(one: Handler[..., Any], other: Handler[..., Any]) -> bool:
+    if not (inspect.isroutine(one.function) and inspect.isroutine(other.function)):
+        return False  # an object's place is not known
     return (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
 
 
