@@ -79,7 +79,7 @@ async def bound_sockets(bind: str, mode: int) -> AsyncIterator[BoundSockets]:
 
 async def _open_tcp(bind: str) -> BoundSockets:
     host, colon, port = bind.rpartition(":")
-    if not colon or not (port.isascii() and port.isdecimal()):
+    if not colon or not (port.isascii() and port.isdecimal() and int(port) <= 0xFFFF):  # getaddrinfo wraps it
         raise ValueError("expected host:port, [ipv6]:port or unix:path")
     bracketed = host.startswith("[") and host.endswith("]")
     if ":" in host and not bracketed:

@@ -96,7 +96,7 @@ class Connection:
         "watched",
     )
 
-    def __init__(self, sock: socket.socket, address: object, reader: PacketReader, now: float) -> None:
+    def __init__(self, sock: socket.SocketType, address: object, reader: PacketReader, now: float) -> None:
         self.sock = sock
         self.fd = sock.fileno()
         self.address = address

@@ -20,7 +20,7 @@ from trispool.packet import (
     task_from_vars,
     wants_http,
 )
-from trispool.reader import NEED_DATA, PacketReader, Request, UnacceptedModifier
+from trispool.reader import NEED_DATA, PacketReader, Request, UnacceptedModifier, names_length
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -81,6 +81,8 @@ class Intake:
                     break
                 self.requests += 1
                 self._take(request, turn)
+                if not reader.buffered:
+                    break
         except TaskRefused as error:
             connection.last = connection.broken = True
             replies.append(self.refuse(connection, error))
@@ -98,7 +100,7 @@ class Intake:
         http = self._wants_http(request.vars)
         if http:
             connection.last = True  # as the answer says
-            if connection.reader.buffered:
+            if connection.reader.buffered and not names_length(request.vars):
                 raise TaskRefused("bytes follow the request, which names no CONTENT_LENGTH for them", status=411)
         try:
             turn.tasks.append(task_from_vars(request.payload, request.vars, request.body))

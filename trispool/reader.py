@@ -17,7 +17,7 @@ from trispool.task import MAX_VARS
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping
 
-__all__ = ["NEED_DATA", "PacketReader", "Request", "UnacceptedModifier"]
+__all__ = ["NEED_DATA", "PacketReader", "Request", "UnacceptedModifier", "names_length"]
 
 DEFAULT_MAX_BODY: Final = 64 * 1024 * 1024
 """Bytes; as in the configuration."""
@@ -51,6 +51,11 @@ class _NeedData(Enum):
 
 NEED_DATA: Final = _NeedData.NEED_DATA
 """What `PacketReader.next_event` gives when it has no whole request."""
+
+
+def names_length(vars: Mapping[bytes, bytes]) -> bool:
+    """Whether a packet says how long its body is. (nginx does for a GET, with nothing, when it is told to.)"""
+    return bool(vars.get(b"CONTENT_LENGTH") or vars.get(b"HTTP_CONTENT_LENGTH"))
 
 
 class PacketReader:
@@ -186,8 +191,7 @@ class PacketReader:
 
     def _body_size(self, vars: Mapping[bytes, bytes]) -> int:
         """How long a body follows. nginx says it in HTTP_CONTENT_LENGTH, with `uwsgi_params` in CONTENT_LENGTH."""
-        stated = {vars.get(b"CONTENT_LENGTH", b""), vars.get(b"HTTP_CONTENT_LENGTH", b"")} - {b""}
-        if not stated:
+        if not names_length(vars):
             if vars.get(b"HTTP_TRANSFER_ENCODING"):
                 raise TaskRefused(
                     "the request has a body of unknown length; pass CONTENT_LENGTH, for example with nginx"
@@ -195,6 +199,7 @@ class PacketReader:
                     status=411,
                 )
             return 0
+        stated = {vars.get(b"CONTENT_LENGTH", b""), vars.get(b"HTTP_CONTENT_LENGTH", b"")} - {b""}
         text = stated.pop()
         if stated:
             raise MalformedPacket(
