@@ -141,6 +141,9 @@ class WorkerLink:
                     nursery.start_soon(reader.run)
                 await _wait_until_dead(process.pid)
                 nursery.cancel_scope.cancel()
+        except BaseException:
+            self.kill("killed: the service ends")
+            raise
         finally:
             # Not yet reaped, so its number, which is that of its process group, cannot mean anybody else.
             self._kill_group()

@@ -104,6 +104,7 @@ class WorkerProcess:
         self._is_stuck = False
         self._retiring = False
         self._started_at: float | None = None
+        self._recalled = 0  # all below this
         self._settles_at = 0.0
         self._expired: tuple[int, float] | None = None
 
@@ -122,7 +123,7 @@ class WorkerProcess:
     @property
     def room(self) -> int:
         """How many more tasks to give it now."""
-        if self.ready_at is None or self._retiring or self._is_stuck or self.is_recalling or not self._link.alive:
+        if self.ready_at is None or self._retiring or self._is_stuck or not self._link.alive:
             return 0
         if self.is_async:
             return max(0, min(MAX_BATCH, self._setup.concurrency - self._unanswered, self._left))
@@ -171,6 +172,7 @@ class WorkerProcess:
     def recall(self) -> None:
         """Take back what it has not begun: that comes as `returned` within a few milliseconds."""
         if self._open and self._link.alive:
+            self._recalled = self._next
             self._link.board.recall(self._next)
             self._settles_at = time.monotonic() + RECALL_SETTLES
             self.is_recalling = True
@@ -249,7 +251,13 @@ class WorkerProcess:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._limit_quitting)
-                await self._link.run(self._keeper.worker_has_started)
+                try:
+                    await self._link.run(self._keeper.worker_has_started)
+                except OSError:
+                    raise  # it could not be started
+                except BaseException:
+                    self.was_ended = True
+                    raise
                 nursery.cancel_scope.cancel()
         except* OSError as group:
             self.problem = f"no process could be started: {group.exceptions[0]}"
@@ -329,7 +337,11 @@ class WorkerProcess:
         self.is_recalling = False
         board = self._link.board
         running = board.running[0]  # read before the marks: see `trispool.worker.board`
-        numbers = [number for number in self._open if number != running and not board.is_taken(number)]
+        numbers = [
+            number
+            for number in self._open
+            if number < self._recalled and number != running and not board.is_taken(number)
+        ]
         if numbers:
             self._employer.worker_reported(
                 self, [Report(number, "returned", claim=self._open.pop(number)) for number in numbers]
@@ -379,4 +391,4 @@ class WorkerProcess:
             self.tasks_done += len(reports)
             self._employer.worker_reported(self, reports)
         if self.ready_at is not None:
-            self._employer.worker_lost(self, returned, suspects, self.cause or "killed: the service ends")
+            self._employer.worker_lost(self, returned, suspects, self.cause or "")
