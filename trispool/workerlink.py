@@ -21,7 +21,7 @@ import trio
 
 from trispool import worker
 from trispool.store import Claim
-from trispool.worker import frames
+from trispool.worker import DUMP_SIGNAL, frames
 from trispool.worker.board import Board
 from trispool.worker.output import LineReader
 
@@ -93,6 +93,7 @@ class WorkerLink:
         self._log = _log.bind(spool=setup.spool)
         self._socket: socket.socket
         self._reader = frames.FrameReader(MAX_FRAME_FROM_WORKER)
+        self._is_garbled = False
         self._unsent: deque[memoryview] = deque()
         self._more = trio.Event()
         self._ends = contextlib.ExitStack()
@@ -116,6 +117,12 @@ class WorkerLink:
         self.cause = self.cause or cause
         if self.alive:
             self._kill_group()
+
+    def dump_traceback(self) -> None:
+        """Have it print where it is."""
+        if self.alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, DUMP_SIGNAL)
 
     def close(self) -> None:
         """Let go of all that was opened for it."""
@@ -233,6 +240,8 @@ class WorkerLink:
     def _receive(self) -> int | None:
         """Take what has come: 0 if nothing has, None if nothing will."""
         reader = self._reader
+        if self._is_garbled:
+            return None
         try:
             count = self._socket.recv_into(reader.space())
         except BlockingIOError:
@@ -249,6 +258,7 @@ class WorkerLink:
                     return count
                 message = _decoder.decode(frame)
             except (frames.MalformedFrame, msgspec.MsgspecError) as error:
+                self._is_garbled = True
                 self._log.error("worker_broke_the_protocol", worker=self.pid, error=str(error))
                 return None
             self._on_message(message)

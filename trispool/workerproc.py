@@ -234,7 +234,7 @@ class WorkerProcess:
         number, started, deadline = board.running
         if number in self._open:
             if deadline and now > deadline:
-                self._overdue(number, deadline, f"harakiri: ran longer than {deadline - started:.6g} s")
+                self._overdue(number, deadline, f"harakiri: ran longer than {round(deadline - started, 3):g} s")
             elif now - started > STUCK_SECONDS:
                 self._is_stuck = True
                 if len(self._open) > 1 and not self.is_recalling:
@@ -364,6 +364,8 @@ class WorkerProcess:
         if self._expired == (number, deadline):
             self.was_overdue = True
             self._link.kill(cause)
+        else:
+            self._link.dump_traceback()
         self._expired = number, deadline
 
     def _settle(self) -> None:

@@ -14,3 +14,14 @@ A worker imports the handlers, runs tasks and reports. It is one interpreter of 
 
 Trio is loaded here only where a handler is async (`asyncloop`).
 """
+
+from __future__ import annotations
+
+import signal
+from typing import Final
+
+__all__ = ["DUMP_SIGNAL"]
+
+DUMP_SIGNAL: Final = signal.SIGRTMAX
+"""Makes a worker print its tracebacks, also from the middle of a call into C. The service sends it to one that is
+overdue, so that the log tells where the handler hung; a signal that handlers are unlikely to use themselves."""

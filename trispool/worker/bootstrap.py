@@ -12,7 +12,7 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 from trispool import producer, task
-from trispool.worker import frames, output
+from trispool.worker import DUMP_SIGNAL, frames, output
 from trispool.worker.board import Board
 from trispool.worker.link import ServiceGone, WorkerEnd
 
@@ -94,6 +94,7 @@ class _Worker:
         self._current: Callable[[], str | None] = _no_task
         self._streams = output.install(lambda: self._current())
         faulthandler.enable(2)
+        faulthandler.register(DUMP_SIGNAL, 2)
         message = link.receive()
         if not isinstance(message, frames.Setup):
             raise frames.MalformedFrame("the first message must be a setup")

@@ -237,7 +237,8 @@ class FrameReader:
         waiting = self._end - self._start
         wanted = self._room
         if waiting >= 4:
-            wanted = max(wanted, 4 + int(_LENGTH.unpack_from(self._buffer, self._start)[0]) - waiting)
+            length = min(self._max, _LENGTH.unpack_from(self._buffer, self._start)[0])
+            wanted = max(wanted, 4 + length - waiting)
         if waiting == 0:
             self._start = self._end = 0
         if len(self._buffer) - self._end < wanted:

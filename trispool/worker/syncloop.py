@@ -152,6 +152,7 @@ class SyncLoop:
             self.current = task_id
             began = monotonic()
             if timeout:
+                times[_STARTED] = began
                 times[_DEADLINE] = began + timeout
             try:
                 if native is not None:
