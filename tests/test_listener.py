@@ -514,6 +514,43 @@ async def test_a_commit_that_takes_long_is_no_fault_of_the_client(
             assert await exactly(client, 4) == ANSWER_SPOOLED
 
 
+async def test_what_was_not_read_because_commits_take_long_does_not_time_out(
+    tmp_path: Path, enqueue: FakeEnqueue, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trispool.listener.MAX_BURSTS", 1)
+    enqueue.gate = trio.Event()
+    async with listening(ListenSettings(bind=unix(tmp_path), timeout=5), enqueue) as listener:
+        with connected(listener) as first, connected(listener) as second:
+            await trio.testing.wait_all_tasks_blocked()
+            await first.send_all(packet())
+            await enqueue.wait_for_tasks(1)
+            await second.send_all(packet())
+            for _ in range(3):
+                await trio.testing.wait_all_tasks_blocked()
+                mock_clock.jump(5)
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(enqueue.tasks) == 1
+            enqueue.gate.set()
+            assert await exactly(first, 4) == await exactly(second, 4) == ANSWER_SPOOLED
+
+
+async def test_everybody_is_served_when_a_look_has_time_for_one_only(
+    settings: ListenSettings, enqueue: FakeEnqueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pollset, "LOOK_SECONDS", 0)
+    async with listening(settings, enqueue) as listener:
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(connected(listener, packet())) for _ in range(10)]
+            for client in clients:
+                assert await exactly(client, 4) == ANSWER_SPOOLED
+            for client in clients:
+                await client.send_all(packet() * 2)
+            for client in clients:
+                assert await exactly(client, 8) == ANSWER_SPOOLED * 2
+    assert len(enqueue.tasks) == 30
+    assert max(len(call) for call in enqueue.calls) <= 2
+
+
 async def test_memory_for_incomplete_requests_is_bounded(
     tmp_path: Path, enqueue: FakeEnqueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -127,6 +127,16 @@ class Connection:
         except OSError:
             return b""
 
+    def has_news(self) -> bool:
+        """Whether there is something to receive."""
+        try:
+            self.sock.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:
+            return True
+        return True
+
     def send(self, data: bytes) -> bool:
         """Send all of `data`, or keep the rest in `unsent`.
 

@@ -16,6 +16,7 @@ import contextlib
 import errno
 import functools
 import select
+import time
 from collections import OrderedDict
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from socket import SocketType
@@ -37,10 +38,13 @@ __all__ = ["PollSet"]
 MAX_EVENTS: Final = 64
 """Connections served, and accepted, between two turns of the Trio loop: about 2 ms, so that the others have theirs."""
 
+LOOK_SECONDS: Final = 0.003
+"""After so long the others have their turn, ready or not: 64 packets full of tiny vars would take 200 ms."""
+
 RECEIVE_BYTES: Final = 0xFFFF + 4
 """One read: a packet of the largest size."""
 
-RECEIVE_BODY_BYTES: Final = 256 * 1024
+RECEIVE_BODY_BYTES: Final = 128 * 1024
 """One read of a body."""
 
 HELD_BYTES: Final = 256 * 1024 * 1024
@@ -139,17 +143,27 @@ class PollSet:
         burst: list[Turn] = []
         acceptable: list[int] = []
         self._now = now
+        give_way_at = time.perf_counter() + LOOK_SECONDS
+        is_late = False
         for descriptor, _ in self._poll.poll(0, MAX_EVENTS):
             connection = self._connections.get(descriptor)
-            if connection is not None:
+            if connection is None:
+                if descriptor in self._sockets:
+                    acceptable.append(descriptor)
+            elif not is_late:
                 self._serve_ready(connection, burst)
-            elif descriptor in self._sockets:
-                acceptable.append(descriptor)
+                is_late = time.perf_counter() >= give_way_at
+            elif connection.phase is not Phase.ENQUEUED:
+                self._arm(connection, connection.phase)
         # Last, for a new connection may get the descriptor of one that was closed above. All are accepted before the
         # first is read: the clients of a Unix socket, which are shown before they have sent anything, then mostly have.
         accepted = [connection for descriptor in acceptable for connection in self._accept(self._sockets[descriptor])]
         for connection in accepted:
-            self._receive(connection, burst)
+            if is_late:
+                self._arm(connection, Phase.READING)
+            else:
+                self._receive(connection, burst)
+                is_late = time.perf_counter() >= give_way_at
         return burst
 
     def answer(self, burst: Sequence[Turn], results: Sequence[Accepted | TrispoolError], now: float) -> None:
@@ -177,7 +191,8 @@ class PollSet:
             connection = next(iter(self._connections.values()))
             if connection.progress_at + timeout > now:
                 return connection.progress_at + timeout
-            if connection.phase is Phase.ENQUEUED:
+            # What has come and was not read yet, for too many bursts wait for their commit, is progress, too.
+            if connection.phase is Phase.ENQUEUED or (connection.phase is Phase.READING and connection.has_news()):
                 self._has_progressed(connection)
             else:
                 self._time_out(connection)
@@ -215,13 +230,13 @@ class PollSet:
 
     def _make_room(self) -> bool:
         """Close the connection that has been silent for longest, if that is long."""
-        connection = next(iter(self._connections.values()))
-        idle = (
-            connection.phase is not Phase.ENQUEUED and self._now - connection.progress_at > self._settings.timeout / 5
-        )
-        if idle:
-            self._time_out(connection)
-        return idle
+        connection = next(iter(self._connections.values()), None)
+        if connection is None or connection.phase is Phase.ENQUEUED:
+            return False
+        if self._now - connection.progress_at <= self._settings.timeout / 5:
+            return False
+        self._time_out(connection)
+        return True
 
     def _turn_away(self, connection: Connection) -> None:
         """Refuse a connection without having room for it."""

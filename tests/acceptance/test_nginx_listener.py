@@ -95,11 +95,10 @@ class Site:
         elif body is not None:
             head += f"Content-Length: {len(body)}\r\n"
         answer = b""
-        async with await trio.open_unix_socket(self._path) as client:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(client.send_all, head.encode() + b"\r\n" + (body or b""))
-                while more := await client.receive_some():
-                    answer += more
+        async with await trio.open_unix_socket(self._path) as client, trio.open_nursery() as nursery:
+            nursery.start_soon(client.send_all, head.encode() + b"\r\n" + (body or b""))
+            while more := await client.receive_some():
+                answer += more
         head_received, _, content = answer.partition(b"\r\n\r\n")
         status = int(head_received.split()[1])
         return status, json.loads(content) if b"json" in head_received else content.decode()
@@ -113,7 +112,8 @@ async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
     async with listening(settings, enqueue) as listener:
         config = tmp_path / "nginx.conf"
         config.write_text(CONFIG.format(folder=tmp_path, upstream=listener.addresses[0], user=_my_user()))
-        nginx = subprocess.Popen([NGINX, "-p", str(tmp_path), "-c", str(config)], stderr=subprocess.DEVNULL)
+        command = [NGINX, "-p", str(tmp_path), "-c", str(config)]
+        nginx = await trio.lowlevel.open_process(command, stderr=subprocess.DEVNULL)
         try:
             path = f"{tmp_path}/nginx.sock"
             with trio.fail_after(20):
@@ -122,7 +122,7 @@ async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
         finally:
             nginx.terminate()
             with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(nginx.wait)
+                await nginx.wait()
 
 
 def _my_user() -> str:
