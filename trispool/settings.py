@@ -65,7 +65,7 @@ class SpoolSettings:
         name: The spool's name.
         directory: The spool directory, absolute; made if it is missing.
         imports: Files or modules with handlers, imported in every worker process.
-        processes: How many worker processes.
+        processes: How many worker processes; 0 if it is `external`.
         concurrency: How many async handlers may run at once, per process.
         frequency: Between two scans, and from a failed attempt to the next where nothing else is said.
         durability: `fsync`: what is acknowledged is on disk; `os`: it survives our crash, not a power cut.
@@ -73,6 +73,7 @@ class SpoolSettings:
         max_tasks: A worker process is replaced after so many tasks; 0: never.
         policy: When a task is tried again, and when it is given up.
         chdir: Where handlers run; empty: in the service's working directory.
+        external: Others run what this service puts there: a uWSGI, or another trispool.
         keep_history: How long attempts are kept in the ledger; 0: for ever.
     """
 
@@ -87,4 +88,5 @@ class SpoolSettings:
     max_tasks: int = 0
     policy: RetryPolicy = field(default_factory=RetryPolicy)
     chdir: str = ""
+    external: bool = False
     keep_history: float = 30 * 86400.0
