@@ -130,7 +130,7 @@ def running(kind: Kind, folder: Path, *, frequency: int = 30) -> Iterator[Server
         frequency: Seconds between its scans.
 
     Raises:
-        ServerFailed: It does not start.
+        ServerFailed: It does not start, or has ended within the block.
     """
     unix, tcp = os.fspath(folder / "sock"), ("127.0.0.1", _free_port())
     if kind is Kind.UWSGI:
@@ -156,7 +156,11 @@ def running(kind: Kind, folder: Path, *, frequency: int = 30) -> Iterator[Server
     server = Server(process, unix, tcp, records, log)
     try:
         _wait_until_it_answers(server)
-        yield server
+        try:
+            yield server
+        except OSError:
+            server.check()  # its end is the better news
+            raise
     finally:
         records.close()
         _stop(process)
@@ -201,7 +205,8 @@ frequency = {frequency}
 durability = "{durability}"
 """
     )
-    return [sys.executable, "-m", "trispool", "run", os.fspath(config)]
+    # Not the console script: it is there only if trispool is installed, and this runs from a checkout, too.
+    return [sys.executable, "-c", "from trispool.cli import main; main()", "run", os.fspath(config)]
 
 
 def _wait_until_it_answers(server: Server) -> None:
