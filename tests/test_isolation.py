@@ -412,6 +412,32 @@ async def test_pause_is_cut_short_when_the_pool_is_reloaded_or_drained(
 # Output
 
 
+async def test_worker_goes_on_printing_when_a_program_makes_its_pipe_non_blocking(
+    tmp_path: Path, recorder: Recorder
+) -> None:
+    path = write_handlers(
+        tmp_path,
+        """
+        import subprocess, sys
+        from trispool import handler
+        @handler
+        def sets():
+            subprocess.run([sys.executable, "-c", "import os; os.set_blocking(1, False)"], check=True)
+        @handler
+        def prints():
+            for _ in range(2000):
+                print("x" * 400)
+        """,
+    )
+    async with serving(Pool(Setup(imports=(path,)), recorder, processes=1)):
+        worker = await recorder.worker()
+        recorder.give(worker, claim("s", handler="sets"), claim("p", handler="prints"))
+        await recorder.until(lambda: len(recorder.log) == 2000)
+        await recorder.until(lambda: not recorder.out)
+        assert set(recorder.log) == {("p", "x" * 400)}
+        assert recorder.codes() == {"s": "ok", "p": "ok"}
+
+
 async def test_lines_carry_the_id_when_they_are_written_past_the_streams(
     handlers: str, recorder: Recorder, gate: Gate
 ) -> None:

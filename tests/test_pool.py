@@ -309,6 +309,30 @@ async def test_handlers_are_imported_afresh_when_the_pool_is_reloaded(tmp_path: 
         assert [list(worker.handlers) for worker in recorder.ready] == [["old"]] * 2 + [["new_name"]] * 2
 
 
+async def test_workers_stay_when_handlers_no_longer_import_at_a_reload(tmp_path: Path, recorder: Recorder) -> None:
+    path = write_handlers(tmp_path, "from trispool import handler\n@handler\ndef old(): ...")
+    pool = Pool(Setup(imports=(path,)), recorder, processes=2)
+    async with serving(pool):
+        old = {await recorder.worker(1), await recorder.worker(2)}
+        write_handlers(tmp_path, "1 / 0")
+        pool.reload()
+        with trio.fail_after(PATIENCE):
+            while len(pool.statistics().workers) > 2 or pool.statistics().problem is None:  # noqa: ASYNC110 # no event
+                await trio.sleep(0.001)
+        assert "ZeroDivisionError" in str(pool.statistics().problem)
+        assert not recorder.lost
+        for worker in old:
+            recorder.give(worker, claim(f"t{worker.pid}", handler="old"))
+        await recorder.until(lambda: not recorder.out)
+        write_handlers(tmp_path, "from trispool import handler\n@handler\ndef new_name(): ...")
+        pool.reload()
+        pool.reload()  # while the first is under way
+        await recorder.until(lambda: len(recorder.lost) >= 2 and len(recorder.ready) - len(recorder.lost) == 2)
+        assert {worker for worker, _ in recorder.lost} >= old
+        assert pool.statistics().problem is None
+        assert [list(worker.handlers) for worker in recorder.ready[2:]] == [["new_name"]] * (len(recorder.ready) - 2)
+
+
 # Telling
 
 

@@ -159,11 +159,22 @@ class Pool:
         return False
 
     def reload(self) -> None:
-        """Replace all workers, so that the handlers are imported afresh. Each finishes what it has begun."""
+        """Replace all workers, so that the handlers are imported afresh.
+
+        Each goes when its successor is ready, having finished what it has begun. If the handlers no longer import, the
+        workers stay as they are, and `statistics` tells the problem.
+        """
         for slot in self._slots:
-            slot.hurry()
-        for worker in self._workers:
-            worker.retire()
+            slot.pause.cancel()
+            if slot.worker is None or slot.nursery is None or slot.worker.leaving.is_set():
+                continue  # the next one imports afresh anyway
+            if slot.worker.ready_at is None:
+                slot.worker.kill("killed: it is to import other handlers")
+                continue
+            slot.is_outdated = True
+            if not slot.is_replacing:
+                slot.is_replacing = True
+                slot.nursery.start_soon(self._replace, slot, slot.nursery)
 
     def set_frequency(self, seconds: float) -> None:
         """Tell all workers, now and later, the spool's frequency."""
@@ -230,17 +241,12 @@ class Pool:
     async def _run_slot(self, slot: _Slot) -> None:
         pauses = 0
         async with trio.open_nursery() as nursery:
+            slot.nursery = nursery
             while not slot.retired:
-                setup = msgspec.structs.replace(self._setup, pids=self.pids, processes=self._processes)
-                worker = WorkerProcess(setup, self._employer, self._pace, self, max_tasks=self._max_tasks)
-                self._workers.append(worker)
-                self._started += 1
-                slot.worker = worker
-                nursery.start_soon(self._run_worker, worker)
+                worker = slot.worker = slot.successor or self._start_worker(nursery)
+                slot.successor = None
                 await worker.leaving.wait()
-                if worker.problem is not None and worker.problem != self._problem:
-                    self._problem = worker.problem
-                    self._log.error("handlers_do_not_import", problem=worker.problem)
+                self._note_problem(worker)
                 if not _died_young(worker):
                     pauses = 0
                     continue
@@ -251,6 +257,36 @@ class Pool:
                     await trio.sleep(min(longest, FIRST_PAUSE * 2**pauses))
                 slot.pause = trio.CancelScope()
                 pauses = min(pauses + 1, 16)
+
+    def _start_worker(self, nursery: trio.Nursery) -> WorkerProcess:
+        setup = msgspec.structs.replace(self._setup, pids=self.pids, processes=self._processes)
+        worker = WorkerProcess(setup, self._employer, self._pace, self, max_tasks=self._max_tasks)
+        self._workers.append(worker)
+        self._started += 1
+        nursery.start_soon(self._run_worker, worker)
+        return worker
+
+    async def _replace(self, slot: _Slot, nursery: trio.Nursery) -> None:
+        """Let a slot's worker go when a new one is ready, and not before."""
+        while slot.is_outdated and not slot.retired:
+            slot.is_outdated = False
+            successor = self._start_worker(nursery)
+            await successor.decided.wait()
+            if slot.is_outdated or slot.retired or slot.worker is None:
+                successor.retire()
+            elif successor.ready_at is None:
+                self._note_problem(successor)
+                self._log.error("reload_failed", kept=slot.worker.pid)
+            else:
+                slot.successor = successor
+                slot.worker.retire()
+        slot.is_replacing = False
+
+    def _note_problem(self, worker: WorkerProcess) -> None:
+        if worker.problem is not None and worker.problem != self._problem:
+            self._problem = worker.problem
+            event = "handlers_do_not_import" if worker.pid else "worker_not_started"
+            self._log.error(event, problem=worker.problem)
 
     async def _run_worker(self, worker: WorkerProcess) -> None:
         try:
@@ -277,10 +313,24 @@ class Pool:
 
 
 class _Slot:
-    """A place for one worker process after the other."""
+    """A place for one worker process after the other.
+
+    Attributes:
+        worker: The one that has it.
+        successor: Who will have it next, and is ready.
+        retired: Whether nobody will.
+        pause: Cancelled to have the next one started now.
+        nursery: Where its workers live.
+        is_outdated: Whether its worker is to be replaced.
+        is_replacing: Whether somebody sees to that.
+    """
 
     def __init__(self) -> None:
         self.worker: WorkerProcess | None = None
+        self.successor: WorkerProcess | None = None
+        self.nursery: trio.Nursery | None = None
+        self.is_outdated = False
+        self.is_replacing = False
         self.retired = False
         self.pause = trio.CancelScope()
 
@@ -293,12 +343,9 @@ class _Slot:
         """Have no successor, and let the worker quit when it has finished what it has begun."""
         self.retired = True
         self.pause.cancel()
-        if self.worker is not None:
-            self.worker.retire()
-
-    def hurry(self) -> None:
-        """Start the next worker now."""
-        self.pause.cancel()
+        for worker in (self.worker, self.successor):
+            if worker is not None:
+                worker.retire()
 
 
 def _died_young(worker: WorkerProcess) -> bool:

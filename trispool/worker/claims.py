@@ -65,12 +65,16 @@ def why_not(error: Exception) -> tuple[Code, float | str | None]:
     if isinstance(error, NotDue):
         return "not_due", error.at
     if isinstance(error, Unreadable):
-        return "unreadable", error.reason
+        return "unreadable", _encodable(error.reason)
     code = _CODES.get(type(error)) if isinstance(error, Unclaimable) else None
     if code is None:
-        return "settling", f"{type(error).__name__}: {error}"
-    detail = str(error)
+        return "settling", _encodable(f"{type(error).__name__}: {error}")
+    detail = _encodable(str(error))
     return code, detail if code == "settling" and detail != Settling.__doc__ else None
+
+
+def _encodable(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
 
 
 def make_task(task_id: str, ref: str, held: ClaimedFile | Carried, attempt: int, spool: str) -> Task:
@@ -112,7 +116,7 @@ def let_go(held: ClaimedFile, result: Result) -> Result:
     try:
         held.remove()
     except OSError as error:
-        return Result("failed", f"it ran well, but its file cannot be removed: {error}")
+        return Result("failed", f"it ran well, but its file cannot be removed: {error.strerror or error}")
     return result
 
 

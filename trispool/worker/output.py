@@ -16,6 +16,7 @@ import contextlib
 import fcntl
 import io
 import os
+import select
 import sys
 import threading
 from typing import TYPE_CHECKING, BinaryIO, Final, cast
@@ -113,7 +114,13 @@ class TaskStream(io.RawIOBase):
         # If the service is gone, so is this process within microseconds.
         with contextlib.suppress(BrokenPipeError):
             while view:
-                view = view[os.write(self._copy, view) :]
+                try:
+                    view = view[os.write(self._copy, view) :]
+                except BlockingIOError:
+                    # Some programs, run by a handler, set the pipe that they share with us to non-blocking.
+                    poll = select.poll()
+                    poll.register(self._copy, select.POLLOUT)
+                    poll.poll()
 
 
 def install(current: Callable[[], str | None]) -> tuple[TaskStream, TaskStream]:
