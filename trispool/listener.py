@@ -156,7 +156,8 @@ class Listener:
                 nursery.start_soon(self._commit, burst)
             else:
                 self._slots.release()
-                await trio.lowlevel.wait_readable(connections.fileno())
+                if not connections.has_more():
+                    await trio.lowlevel.wait_readable(connections.fileno())
 
     async def _commit(self, burst: list[Turn]) -> None:
         """Keep a burst and answer it; frees the slot that was taken for it."""

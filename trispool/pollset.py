@@ -17,7 +17,7 @@ import errno
 import functools
 import select
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from socket import SocketType
 from typing import TYPE_CHECKING, Final
@@ -99,6 +99,8 @@ class PollSet:
         self._poll = select.epoll()
         # In the order of their last progress, so that the first is the next to time out.
         self._connections: OrderedDict[int, Connection] = OrderedDict()
+        # Seen to be ready, and not yet served. A queue of our own: what is armed anew goes behind what came meanwhile.
+        self._ready: deque[Connection] = deque()
         networks = [ip_network(str(network)) for network in settings.allow_networks]
         self._is_allowed = functools.lru_cache(1024)(functools.partial(_is_in, networks)) if networks else None
         self._max_held = max(HELD_BYTES, 4 * settings.max_body)
@@ -140,31 +142,30 @@ class PollSet:
         Args:
             now: Seconds, of any clock that does not go back.
         """
-        burst: list[Turn] = []
-        acceptable: list[int] = []
         self._now = now
         give_way_at = time.perf_counter() + LOOK_SECONDS
-        is_late = False
+        acceptable: list[socket.socket] = []
+        ready = self._ready
         for descriptor, _ in self._poll.poll(0, MAX_EVENTS):
             connection = self._connections.get(descriptor)
-            if connection is None:
-                if descriptor in self._sockets:
-                    acceptable.append(descriptor)
-            elif not is_late:
-                self._serve_ready(connection, burst)
-                is_late = time.perf_counter() >= give_way_at
-            elif connection.phase is not Phase.ENQUEUED:
-                self._arm(connection, connection.phase)
-        # Last, for a new connection may get the descriptor of one that was closed above. All are accepted before the
-        # first is read: the clients of a Unix socket, which are shown before they have sent anything, then mostly have.
-        accepted = [connection for descriptor in acceptable for connection in self._accept(self._sockets[descriptor])]
-        for connection in accepted:
-            if is_late:
-                self._arm(connection, Phase.READING)
-            else:
-                self._receive(connection, burst)
-                is_late = time.perf_counter() >= give_way_at
+            if connection is not None:
+                ready.append(connection)
+            elif descriptor in self._sockets:
+                acceptable.append(self._sockets[descriptor])
+        # Before anything is read: the clients of a Unix socket, which are shown before they have sent anything, then
+        # mostly have, once it is their turn.
+        for listening in acceptable:
+            self._accept(listening)
+        burst: list[Turn] = []
+        while ready:
+            self._serve_ready(ready.popleft(), burst)
+            if time.perf_counter() >= give_way_at:
+                break
         return burst
+
+    def has_more(self) -> bool:
+        """Whether the last look had no time for all that was ready."""
+        return bool(self._ready)
 
     def answer(self, burst: Sequence[Turn], results: Sequence[Accepted | TrispoolError], now: float) -> None:
         """Answer turns whose tasks are kept, or not.
@@ -198,8 +199,7 @@ class PollSet:
                 self._time_out(connection)
         return now + timeout
 
-    def _accept(self, listening: socket.socket) -> list[Connection]:
-        accepted: list[Connection] = []
+    def _accept(self, listening: socket.socket) -> None:
         family, kind = listening.family, listening.type
         for _ in range(MAX_EVENTS):
             try:
@@ -225,8 +225,7 @@ class PollSet:
                 self._turn_away(connection)
             else:
                 self._connections[connection.fd] = connection
-                accepted.append(connection)
-        return accepted
+                self._ready.append(connection)
 
     def _make_room(self) -> bool:
         """Close the connection that has been silent for longest, if that is long."""
