@@ -543,12 +543,15 @@ def test_async_functions_and_objects_are_recognised() -> None:
         ({"retries": True}, "retries"),
         ({"concurrency": 0}, "concurrency"),
         ({"timeout": -1}, "timeout"),
-        ({"timeout": "60"}, "timeout"),
+        ({"timeout": "soon"}, "timeout"),
+        ({"timeout": True}, "timeout"),
         ({"timeout": float("nan")}, "timeout"),
         ({"backoff": "sometimes"}, "backoff"),
         ({"backoff": []}, "backoff"),
         ({"backoff": [1, "x"]}, "backoff"),
         ({"backoff": 0}, "backoff"),
+        ({"backoff": ["1m", 0]}, "backoff"),
+        ({"backoff": "0s"}, "backoff"),
         ({"name": ""}, "name"),
     ],
 )
@@ -558,9 +561,21 @@ def test_options_that_are_not_possible_are_refused(options: dict[str, Any], key:
     assert not list(registry)
 
 
-@pytest.mark.parametrize("options", [{"timeout": 0}, {"retries": 0}, {"backoff": [1, 10.5]}, {"backoff": 30}])
-def test_options_at_their_bounds_are_taken(options: dict[str, Any]) -> None:
-    handler(**options)(at_module_level.function)
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"timeout": 0}, 0),
+        ({"timeout": "1m30s"}, 90),
+        ({"retries": 0}, 0),
+        ({"backoff": 30}, 30),
+        ({"backoff": "30s"}, 30),
+        ({"backoff": [1, 10.5, "1m"]}, [1, 10.5, 60]),
+        ({"backoff": "frequency"}, "frequency"),
+    ],
+)
+def test_options_are_read(options: dict[str, Any], expected: object) -> None:
+    declared = handler(**options)(at_module_level.function)
+    assert getattr(declared, *options) == expected
 
 
 def test_generators_are_refused() -> None:
@@ -654,6 +669,15 @@ def test_spool_finds_the_directory_again_when_it_was_replaced(spool: SpoolDirect
     assert fresh.read(declared.spool(path="x"))
     assert fresh.read(declared.spool(path="x"))
     fresh.close()
+
+
+def test_spool_says_why_when_the_task_cannot_be_written(spool: SpoolDirectory) -> None:
+    declared = handler(encode)
+    with open(spool.absolute("3"), "w") as in_the_way:
+        in_the_way.write("not a directory")
+    with pytest.raises(SpoolUnavailable, match="could not be written"):
+        declared.options(priority=3).spool(path="x")
+    assert spool.read(declared.spool(path="x"))
 
 
 def test_options_and_times_are_part_of_the_task(spool: SpoolDirectory) -> None:

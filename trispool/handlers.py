@@ -20,10 +20,11 @@ import time
 from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, overload
 
 from trispool.arguments import Plan
+from trispool.quantities import read_seconds
 
 if TYPE_CHECKING:
     import datetime
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from trispool.retry import Backoff
 
@@ -137,8 +138,8 @@ class Handler(Generic[P, R]):
         *,
         name: str | None = None,
         retries: int | None = None,
-        backoff: Backoff | None = None,
-        timeout: float | None = None,
+        backoff: Backoff | str | Sequence[float | str] | None = None,
+        timeout: float | str | None = None,
         concurrency: int | None = None,
         default: bool = False,
     ) -> None:
@@ -148,8 +149,8 @@ class Handler(Generic[P, R]):
         self.__qualname__ = getattr(function, "__qualname__", self.name)
         self.is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
         self.retries = retries
-        self.backoff = backoff
-        self.timeout = timeout
+        self.backoff = self._read_backoff(backoff)
+        self.timeout = None if timeout is None else self._read_seconds("timeout", timeout)
         self.concurrency = concurrency
         self.default = default
         self._plan: Plan | None = None
@@ -164,13 +165,29 @@ class Handler(Generic[P, R]):
             raise ValueError(f"handler {self.name}: retries={self.retries!r}, a whole number from 0 up is expected")
         if self.concurrency is not None and (not _is_int(self.concurrency) or self.concurrency < 1):
             raise ValueError(f"handler {self.name}: concurrency={self.concurrency!r}, a number from 1 up is expected")
-        if self.timeout is not None and self.timeout != 0 and not _is_seconds(self.timeout):
-            raise ValueError(f"handler {self.name}: timeout={self.timeout!r}, a number of seconds is expected")
-        if not _is_backoff(self.backoff):
+
+    def _read_seconds(self, key: str, value: object) -> float:
+        try:
+            return read_seconds(value)
+        except ValueError:
             raise ValueError(
-                f'handler {self.name}: backoff={self.backoff!r}, "frequency", "exponential", a number of seconds or '
-                "a list of them is expected"
-            )
+                f'handler {self.name}: {key}={value!r}, a length of time as 90, "30s" or "1h30m" is expected'
+            ) from None
+
+    def _read_backoff(self, value: Backoff | str | Sequence[float | str] | None) -> Backoff | None:
+        if value is None:
+            return None
+        if value == "frequency":
+            return "frequency"
+        if value == "exponential":
+            return "exponential"
+        if isinstance(value, str | float | int):
+            lengths = [self._read_seconds("backoff", value)]
+        else:
+            lengths = [self._read_seconds("backoff", item) for item in value]
+        if not lengths or 0 in lengths:
+            raise ValueError(f"handler {self.name}: backoff={value!r}, it would not wait")
+        return lengths[0] if isinstance(value, str | float | int) else lengths
 
     @property
     def plan(self) -> Plan:
@@ -291,8 +308,8 @@ def handler(
     *,
     name: str | None = None,
     retries: int | None = None,
-    backoff: Backoff | None = None,
-    timeout: float | None = None,
+    backoff: Backoff | str | Sequence[float | str] | None = None,
+    timeout: float | str | None = None,
     concurrency: int | None = None,
     default: bool = False,
 ) -> Callable[[Callable[P, R]], Handler[P, R]]: ...
@@ -303,8 +320,9 @@ def handler(function: Callable[..., Any] | None = None, /, **options: object) ->
         function: The function, sync or async.
         name: What tasks call it; the function's name if not given.
         retries: How often a failed task is run again before it is given up.
-        backoff: How long to wait before that: "frequency", "exponential", seconds, or a list of seconds.
-        timeout: Seconds after which a run is cut off; 0: none, whatever the spool says.
+        backoff: How long to wait before that: "frequency", "exponential", a length of time (seconds, or text such as
+            "90s" or "1h30m"), or a list of such lengths: after the first, second, … attempt, the last for all later.
+        timeout: The length of time after which a run is cut off; 0: none, whatever the spool says.
         concurrency: How many may run at once in one worker process.
         default: Run the tasks that name no handler, too.
 
@@ -339,15 +357,3 @@ def _unix_seconds(when: float | datetime.datetime | None) -> float | None:
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_seconds(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
-
-
-def _is_backoff(value: object) -> bool:
-    if value is None or isinstance(value, str):
-        return value in (None, "frequency", "exponential")
-    if isinstance(value, list | tuple):
-        return bool(value) and all(_is_seconds(item) for item in value)
-    return _is_seconds(value)

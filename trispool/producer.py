@@ -97,13 +97,11 @@ def put(task: NewTask) -> Entry:
 
 
 def _replaced(directory: SpoolDirectory) -> bool:
-    """Whether the directory that we opened has been deleted, as in a deploy; it is then forgotten."""
-    try:
-        if os.fstat(directory.fd).st_nlink or _opened.get(directory.path) is not directory:
-            return False
-    except OSError:
+    """Whether a directory that we opened has been deleted, as in a deploy; it is then forgotten."""
+    if (_current is not None and directory is _current[1]) or os.fstat(directory.fd).st_nlink:
         return False
     with _lock:
-        _opened.pop(directory.path, None)
-    directory.close()
+        if _opened.get(directory.path) is directory:
+            del _opened[directory.path]
+    # It stays open: another thread may be in the middle of using it, and the numbers of closed descriptors come again.
     return True
