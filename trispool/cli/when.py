@@ -1,0 +1,54 @@
+"""Moments as people type them."""
+
+from __future__ import annotations
+
+import re
+import time
+from datetime import datetime
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from trispool.quantities import read_seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["WHEN", "read_when"]
+
+_UNIX: Final = re.compile(r"[0-9]{1,12}(\.[0-9]{0,9})?")
+
+
+def read_when(text: str, now: float) -> float:
+    """Unix seconds from a Unix time, an ISO 8601 time (of this machine if without offset), or `+` and a length.
+
+    Raises:
+        ValueError: It is none of them.
+    """
+    if text.startswith("+"):
+        return now + read_seconds(text[1:])
+    if _UNIX.fullmatch(text):
+        return float(text)
+    return datetime.fromisoformat(text).astimezone().timestamp()
+
+
+class _When(click.ParamType[float]):
+    """A moment; see `read_when`."""
+
+    name = "when"
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+
+    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        try:
+            return read_when(value, self._clock())
+        except (ValueError, OverflowError, OSError):
+            self.fail(
+                f"{value!r}: expected a Unix time, an ISO 8601 time such as 2031-05-04T12:00, or +90s, +2h", param, ctx
+            )
+
+
+WHEN: Final = _When()
