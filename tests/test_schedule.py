@@ -2,54 +2,55 @@
 
 from __future__ import annotations
 
+import gc
 import random
-from dataclasses import dataclass
+import threading
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trispool.schedule import Schedule
+from trispool.schedule import Schedule, Waiting
+from trispool.task import Entry
 
 
-@dataclass(frozen=True)
-class Entry:
-    ref: str
-    priority: int | None = None
-    order: tuple[int, int] = (0, 0)
+def task(ref: str, priority: int | None = None, order: tuple[int, int] = (0, 0)) -> Entry:
+    return Entry(ref, ref, 0.0, priority, order)
 
 
-def refs(schedule: Schedule[Entry], limit: int, now: float) -> list[str]:
+def refs(schedule: Schedule, limit: int, now: float) -> list[str]:
     return [waiting.entry.ref for waiting in schedule.take(limit, now)]
 
 
 def test_take_gives_nothing_before_its_time() -> None:
-    schedule = Schedule[Entry]()
-    schedule.put(Entry("a"), due_at=10.5, now=0)
+    schedule = Schedule()
+    schedule.put(task("a"), due_at=10.5, now=0)
     assert refs(schedule, 9, now=10.499) == []
     assert refs(schedule, 9, now=10.5) == ["a"]
     assert refs(schedule, 9, now=99) == []
 
 
 def test_take_orders_by_priority_then_time_of_enqueuing() -> None:
-    schedule = Schedule[Entry]()
+    schedule = Schedule()
     entries = [
-        Entry("p2", 2, (1, 0)),
-        Entry("none-first", None, (1, 0)),
-        Entry("none-second", None, (1, 1)),
-        Entry("p0-late", 0, (9, 0)),
-        Entry("p0-early", 0, (3, 0)),
-        Entry("p10", 10, (0, 0)),
+        task("p2", 2, (1, 0)),
+        task("none-first", None, (1, 0)),
+        task("none-second", None, (1, 1)),
+        task("p0-late", 0, (9, 0)),
+        task("p0-early", 0, (3, 0)),
+        task("p10", 10, (0, 0)),
+        task("p-huge", 2**63 - 1, (0, 0)),
     ]
     for entry in random.Random(1).sample(entries, len(entries)):
         schedule.put(entry, due_at=0, now=1)
-    assert refs(schedule, 99, now=1) == ["p0-early", "p0-late", "p2", "p10", "none-first", "none-second"]
+    assert refs(schedule, 99, now=1) == ["p0-early", "p0-late", "p2", "p10", "p-huge", "none-first", "none-second"]
 
 
 def test_take_counts_what_it_leaves() -> None:
-    schedule = Schedule[Entry]()
+    schedule = Schedule()
     for number in range(5):
-        schedule.put(Entry(f"now{number}", order=(number, 0)), due_at=0, now=1)
-    schedule.put(Entry("later"), due_at=50, now=1)
+        schedule.put(task(f"now{number}", order=(number, 0)), due_at=0, now=1)
+    schedule.put(task("later"), due_at=50, now=1)
     assert (schedule.ready, schedule.scheduled, len(schedule)) == (5, 1, 6)
     assert refs(schedule, 2, now=1) == ["now0", "now1"]
     assert (schedule.ready, schedule.scheduled, len(schedule)) == (3, 1, 4)
@@ -59,21 +60,21 @@ def test_take_counts_what_it_leaves() -> None:
 
 
 def test_put_moves_a_task_that_waits() -> None:
-    schedule = Schedule[Entry]()
-    schedule.put(Entry("a"), due_at=0, now=1)
-    schedule.put(Entry("a"), due_at=20, now=1)
+    schedule = Schedule()
+    schedule.put(task("a"), due_at=0, now=1)
+    schedule.put(task("a"), due_at=20, now=1)
     assert refs(schedule, 9, now=1) == []
     assert schedule.next_due() == 20
-    schedule.put(Entry("a"), due_at=10, now=1)
+    schedule.put(task("a"), due_at=10, now=1)
     assert schedule.next_due() == 10
     assert refs(schedule, 9, now=10) == ["a"]
     assert refs(schedule, 9, now=30) == []
 
 
 def test_discard_forgets_ready_and_later_tasks() -> None:
-    schedule = Schedule[Entry]()
-    schedule.put(Entry("a"), due_at=0, now=1)
-    schedule.put(Entry("b"), due_at=9, now=1)
+    schedule = Schedule()
+    schedule.put(task("a"), due_at=0, now=1)
+    schedule.put(task("b"), due_at=9, now=1)
     assert schedule.discard("a") is not None
     assert schedule.discard("b") is not None
     assert schedule.discard("b") is None
@@ -82,9 +83,9 @@ def test_discard_forgets_ready_and_later_tasks() -> None:
 
 
 def test_oldest_ready_at_is_the_due_time_of_the_longest_waiting() -> None:
-    schedule = Schedule[Entry]()
-    schedule.put(Entry("b"), due_at=7, now=1)
-    schedule.put(Entry("a"), due_at=5, now=1)
+    schedule = Schedule()
+    schedule.put(task("b"), due_at=7, now=1)
+    schedule.put(task("a"), due_at=5, now=1)
     assert schedule.oldest_ready_at() is None
     schedule.look(8)
     assert schedule.oldest_ready_at() == 5
@@ -93,12 +94,117 @@ def test_oldest_ready_at_is_the_due_time_of_the_longest_waiting() -> None:
 
 
 def test_stale_slots_do_not_pile_up_when_a_task_is_moved_over_and_over() -> None:
-    schedule = Schedule[Entry]()
+    schedule = Schedule()
     for number in range(20_000):
-        schedule.put(Entry("a"), due_at=10 + number, now=1)
-        schedule.put(Entry("b"), due_at=0, now=1)
+        schedule.put(task("a"), due_at=10 + number, now=1)
+        schedule.put(task("b"), due_at=0, now=1)
     assert len(schedule._later) + len(schedule._ready) + len(schedule._by_age) < 5_000
     assert sorted(refs(schedule, 9, now=30_000)) == ["a", "b"]
+
+
+def test_what_ran_leaves_nothing_behind() -> None:
+    schedule = Schedule()
+    schedule.put(task("old", priority=5), due_at=0, now=1)
+    for number in range(20_000):
+        schedule.put(task(f"{number}", priority=1), due_at=0, now=1)
+        assert refs(schedule, 1, now=1) == [f"{number}"]
+    assert len(schedule._later) + len(schedule._ready) + len(schedule._by_age) + schedule.slots < 5_000
+    assert schedule.oldest_ready_at() == 0
+
+
+ODD = [
+    Entry("id", "elsewhere", 1.5, 3, (1, 2)),
+    Entry("longer", "er", 1.5, None, (1, 2)),
+    Entry("uwsgi_1", "5/uwsgi_1", 1.25, 5, (1, 2), fresh=True),
+    Entry("é", "5/é", -0.5, 2**63 - 1, (-(2**60), 2**64 - 1)),
+    Entry("a", "a", 1.5, None, (2**63, 1)),
+    Entry("a", "a", 1.5, None, (1, 10**20 - 1)),
+    Entry("a", "a", 1.5, 2**63, (1, 1)),
+    Entry("a", "x" * 70_000 + "a", 1.5, 0, (0, 0)),
+]
+
+
+@pytest.mark.parametrize("entry", ODD)
+@pytest.mark.parametrize("due_at", [0.0, 1e9 + 1 / 3])
+def test_an_entry_comes_back_as_it_was(entry: Entry, due_at: float) -> None:
+    schedule = Schedule()
+    for _ in range(2):
+        schedule.put(entry, due_at, now=1)
+        assert schedule.get(entry.ref) == Waiting(entry, due_at, due_at == 0.0)
+    assert schedule.discard(entry.ref) == Waiting(entry, due_at, due_at == 0.0)
+    schedule.put(entry, due_at, now=1)
+    assert schedule.take(9, now=due_at + 1) == [Waiting(entry, due_at, is_ready=True)]
+    assert not schedule._odd
+
+
+def test_due_times_are_exact() -> None:
+    schedule = Schedule()
+    times = [1e9 + number * 2**-22 for number in range(50)]
+    for due_at in random.Random(1).sample(times, len(times)):
+        schedule.put(task(str(due_at)), due_at, now=1)
+    for due_at in times:
+        assert schedule.next_due() == due_at
+        assert refs(schedule, 9, now=due_at) == [str(due_at)]
+
+
+def test_look_finds_as_many_as_it_may() -> None:
+    schedule = Schedule()
+    for number in range(5):
+        schedule.put(task(str(number)), due_at=10, now=1)
+    assert schedule.look(10, limit=2) == 2
+    assert schedule.next_due() == 10
+    assert schedule.look(10, limit=3) == 5
+    assert schedule.next_due() is None
+
+
+def test_marks_only_grow_and_tell_what_was_not_confirmed() -> None:
+    schedule = Schedule()
+    for number in range(4):
+        schedule.put(Entry(str(number), str(number), 7.0, None, (0, 0), fresh=number == 3), 7.0, 1.0, mark=number)
+    assert schedule.marked_below(2, 0, schedule.slots) == ["0", "1"]
+    assert schedule.confirm("0", 7.0, 2)
+    assert not schedule.confirm("1", 8.0, 2)
+    assert not schedule.confirm("3", 7.0, 2)
+    assert not schedule.confirm("4", 7.0, 2)
+    assert [schedule.mark_of(str(number)) for number in range(4)] == [2, 2, 2, 3]
+    schedule.discard("1")
+    assert schedule.marked_below(9, 1, 3) == ["2"]
+
+
+def test_peeking_in_another_thread_gives_no_mixture_of_two_tasks() -> None:
+    schedule = Schedule()
+    for number in range(200):
+        schedule.put(task(f"{number}", order=(number, number)), due_at=number + 2.0, now=1)
+    wrong: list[Waiting] = []
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.is_set():
+            for ref in schedule.refs():
+                item = schedule.peek(ref)
+                if item and item != Waiting(task(ref, order=(int(ref), int(ref))), int(ref) + 2.0, is_ready=False):
+                    wrong.append(item)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    choose = random.Random(1)
+    for _ in range(5_000):
+        schedule.discard(str(choose.randrange(200)))
+        number = choose.randrange(200)
+        schedule.put(task(f"{number}", order=(number, number)), due_at=number + 2.0, now=1)
+    stop.set()
+    thread.join()
+    assert wrong == []
+
+
+def test_tasks_for_later_are_no_work_for_the_garbage_collector() -> None:
+    schedule = Schedule()
+    gc.collect()
+    before = len(gc.get_objects())
+    for number in range(5_000):
+        schedule.put(task(str(number)), due_at=10, now=1)
+    gc.collect()
+    assert len(gc.get_objects()) - before < 100
 
 
 @given(
@@ -112,13 +218,13 @@ def test_stale_slots_do_not_pile_up_when_a_task_is_moved_over_and_over() -> None
     )
 )
 def test_schedule_agrees_with_a_sorted_list(steps: list[tuple[str, int, int, int | None]]) -> None:
-    schedule = Schedule[Entry]()
+    schedule = Schedule()
     model: dict[str, tuple[Entry, float]] = {}
     now = 0.0
     for step, (verb, key, number, priority) in enumerate(steps):
         now += number / 7
         if verb == "put":
-            entry = Entry(str(key), priority, (number, step))
+            entry = task(str(key), priority, (number, step))
             schedule.put(entry, due_at=float(number), now=now)
             model[entry.ref] = (entry, float(number))
         elif verb == "discard":

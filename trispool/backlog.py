@@ -5,12 +5,15 @@ Rules it keeps:
 1. A task stands in the schedule (it waits) or among the running ones (a worker has it in hand), never in both.
 2. What somebody did to a waiting task's file counts: a new `at` (touch) is its due time, back-off or not. What somebody
    does to a running one's counts when its attempt has ended.
-3. The number of attempts belongs to the task's id, so it survives a move between priority directories.
+3. The number of attempts belongs to the task's id, so it survives a move between priority directories. It is forgotten
+   when the task is finished, or when a whole scan has not found it.
+4. What a scan says of a task counts less than what was told of it since that scan began: the scan looked earlier.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from trispool.schedule import Schedule, Waiting
@@ -24,7 +27,11 @@ if TYPE_CHECKING:
 __all__ = ["SETTLE_SECONDS", "Backlog", "Running"]
 
 SETTLE_SECONDS: Final = 1.0
-"""How long a task waits whose writer may still be at work on it."""
+"""How long a task waits whose writer may still be at work on it, and how long one, at least, that was locked: when its
+worker lets go of the file that looks as if whoever has the lock did."""
+
+_SLOTS: Final = 1000
+"""So many waiting tasks are looked at in one go, some 50 µs, by `Backlog.unseen`."""
 
 
 @dataclass(slots=True)
@@ -60,13 +67,22 @@ class Backlog:
 
     def __init__(self, frequency: float, remembered: Mapping[str, Retrying] | None = None) -> None:
         self.frequency = frequency
-        self._schedule: Schedule[Entry] = Schedule()
+        self._schedule = Schedule()
         self._running: dict[str, Running] = {}
-        self._retrying: dict[str, Retrying] = dict(remembered or {})
+        # By id: all that have had an attempt; where those of them are that wait; when the others were last heard of.
+        self._retrying: dict[str, Retrying] = {}
         self._refs: dict[str, str] = {}
-        self._locked: set[str] = set()
+        self._vanished: dict[str, int] = {}
+        # By ref, when a worker found it locked.
+        self._locked: dict[str, float] = {}
         self._prefixes: set[str] = {""}
+        # Scans have even numbers. A task has that of the scan that saw it for a mark, or, told of, the next odd one.
         self._scan = 0
+        for task_id, known in (remembered or {}).items():
+            # The frequency may have been changed since.
+            due_at = known.ended_at + frequency if known.by_frequency else known.due_at
+            self._retrying[task_id] = known._replace(due_at=due_at)
+            self._vanished[task_id] = self._scan
 
     # Figures
 
@@ -90,9 +106,16 @@ class Backlog:
         """What the workers have in hand, by `ref`."""
         return self._running
 
-    def waiting(self) -> list[Waiting[Entry]]:
-        """What waits, in no order: a snapshot, 8 bytes a task."""
-        return list(self._schedule)
+    def unfinished(self) -> Iterator[Waiting | Running]:
+        """What waits and runs now, in no order. May be run through slowly, and in another thread."""
+        return chain(tuple(self._running.values()), self._still(self._schedule.refs()))
+
+    def _still(self, refs: list[str]) -> Iterator[Waiting | Running]:
+        for ref in refs:
+            # It may have been handed over since, and is not to be missing.
+            item = self._schedule.peek(ref) or self._running.get(ref)
+            if item is not None:
+                yield item
 
     def oldest_ready_at(self) -> float | None:
         """Since when the task is due that became ready first, Unix seconds."""
@@ -102,11 +125,16 @@ class Backlog:
         """When the next task becomes due, Unix seconds."""
         return self._schedule.next_due()
 
-    def look(self, now: float) -> int:
-        """How many tasks are due at `now`."""
-        return self._schedule.look(now)
+    def look(self, now: float, limit: int | None = None) -> int:
+        """How many tasks are due at `now`.
 
-    def find(self, task_id: str) -> Waiting[Entry] | Running | None:
+        Args:
+            now: Unix seconds.
+            limit: How many to find out of at most; if there are more, `next_due` is not later than `now`.
+        """
+        return self._schedule.look(now, limit)
+
+    def find(self, task_id: str) -> Waiting | Running | None:
         """An unfinished task."""
         for prefix in self._prefixes:
             ref = prefix + task_id
@@ -141,55 +169,61 @@ class Backlog:
             told: Something has just been done to it, in contrast to: it was come across in a scan.
         """
         ref = entry.ref
+        if not told and self._schedule.confirm(ref, entry.at, self._scan):
+            return
         running = self._running.get(ref)
         if running is not None:
-            if entry.at != running.entry.at:
-                running.moved_at = entry.at
+            running.moved_at = entry.at if entry.at != running.entry.at else None
             return
         waiting = self._schedule.get(ref)
         if waiting is None:
-            due_at = entry.at
-            known = self._retrying.get(entry.id)
-            if known is not None:
-                due_at = max(due_at, known.due_at)
-                self._refs[entry.id] = ref
+            due_at = self._due_at(entry)
             if entry.fresh:
                 due_at = max(due_at, now + SETTLE_SECONDS)
-            self._put(entry, due_at, now)
+        elif not told and self._schedule.mark_of(ref) > self._scan:
             return
-        waiting.seen = self._scan
-        if entry.at != waiting.entry.at:
-            self._put(entry, entry.at, now)
-        elif told and not entry.fresh and (waiting.entry.fresh or ref in self._locked):
-            # Its writer, or whoever else was at work on it, has closed it.
-            self._put(entry, entry.at, now)
+        elif entry.at != waiting.entry.at:
+            due_at = entry.at
+            if entry.fresh and waiting.entry.fresh:
+                due_at = max(due_at, now + SETTLE_SECONDS)
+        elif waiting.entry.fresh and not entry.fresh:
+            due_at = self._due_at(entry)  # its writer has closed it
+        elif told and not entry.fresh and ref in self._locked:
+            due_at = max(self._due_at(entry), self._locked[ref] + SETTLE_SECONDS)  # whoever had it has closed it
+        else:
+            return
+        self._put(entry, due_at, now, told=told)
+
+    def _due_at(self, entry: Entry) -> float:
+        """When a task is due that has been found, or has become free."""
+        known = self._retrying.get(entry.id) if self._retrying else None
+        return entry.at if known is None else max(entry.at, known.due_at)
 
     def gone(self, ref: str) -> None:
         """Somebody has taken this task out of the spool, or its worker has finished it."""
         waiting = self._schedule.discard(ref)
         if waiting is not None:
-            self._locked.discard(ref)
-            self._refs.pop(waiting.entry.id, None)
+            self._locked.pop(ref, None)
+            self._lose_sight(waiting.entry)
 
     def scan_begins(self) -> None:
         """All that waits and is neither seen nor put there from now on is gone when the scan has ended."""
-        self._scan += 1
+        self._scan += 2
 
-    def unseen(self) -> Iterator[str]:
-        """What the scan that has just ended did not see; for `gone`. Reads a snapshot, so it may be taken slowly."""
-        scan = self._scan
-        for waiting in self.waiting():
-            if waiting.seen < scan and self._schedule.get(waiting.entry.ref) is waiting:
-                yield waiting.entry.ref
+    def unseen(self) -> Iterator[list[str]]:
+        """What the scan that has just ended did not see; for `gone`. In parts, between which the rest may change."""
+        for start in range(0, self._schedule.slots, _SLOTS):
+            yield self._schedule.marked_below(self._scan, start, start + _SLOTS)
 
     def forget_lost(self) -> list[str]:
-        """Forget attempts of tasks that are no longer there.
+        """Forget attempts of tasks that were not there when the scan that has just ended began, and were not found.
 
         Returns:
             Their ids.
         """
-        lost = [task_id for task_id in self._retrying if self.find(task_id) is None]
+        lost = [task_id for task_id, scan in self._vanished.items() if scan < self._scan]
         for task_id in lost:
+            del self._vanished[task_id]
             del self._retrying[task_id]
         return lost
 
@@ -204,20 +238,36 @@ class Backlog:
             worker_pid: The worker.
         """
         taken = []
-        for waiting in self._schedule.take(limit, now):
-            entry = waiting.entry
-            known = self._retrying.get(entry.id) if self._retrying else None
-            attempt = known.attempts + 1 if known else 1
-            running = Running(entry, waiting.due_at, attempt, now, worker_pid)
+        for entry, due_at, _ in self._schedule.take(limit, now):
+            attempt = 1
+            if self._retrying and (known := self._retrying.get(entry.id)):
+                attempt = known.attempts + 1
+                self._refs.pop(entry.id, None)
+            if entry.fresh:
+                # From now on a close is that of our own worker.
+                entry = entry._replace(fresh=False)
+            running = Running(entry, due_at, attempt, now, worker_pid)
             self._running[entry.ref] = running
             taken.append(running)
         if self._locked:
-            self._locked.difference_update(running.entry.ref for running in taken)
+            for running in taken:
+                self._locked.pop(running.entry.ref, None)
         return taken
 
     def ended(self, ref: str) -> Running | None:
-        """A worker no longer has this task. None: it had not."""
+        """A worker no longer has this task. None: it had not.
+
+        Its caller then says what becomes of it: `finished`, `wait_again`, `put_back`, `vanished`, or `keep`.
+        """
         return self._running.pop(ref, None)
+
+    def keep(self, running: Running) -> None:
+        """What becomes of a task whose attempt has ended is not decided yet: it runs until `ended` is called again."""
+        self._running[running.entry.ref] = running
+
+    def vanished(self, running: Running) -> None:
+        """A task was not there any more. Its attempts are not forgotten yet: it may have been moved."""
+        self._lose_sight(running.entry)
 
     def finished(self, task_id: str) -> bool:
         """The task will not run again.
@@ -225,8 +275,11 @@ class Backlog:
         Returns:
             Whether it had earlier attempts, which are now forgotten.
         """
+        if not self._retrying or self._retrying.pop(task_id, None) is None:
+            return False
         self._refs.pop(task_id, None)
-        return self._retrying.pop(task_id, None) is not None
+        self._vanished.pop(task_id, None)
+        return True
 
     def wait_again(self, running: Running, again: RunAgain, now: float, error: str | None) -> Retrying:
         """A task whose attempt has ended waits for the next one.
@@ -239,9 +292,9 @@ class Backlog:
         if running.moved_at is not None:
             entry = entry._replace(at=running.moved_at)
             due_at = running.moved_at
-        known = Retrying(entry.id, again.attempts, due_at, again.by_frequency, now, error)
+        by_frequency = again.by_frequency and running.moved_at is None
+        known = Retrying(entry.id, again.attempts, due_at, by_frequency, now, error)
         self._retrying[entry.id] = known
-        self._refs[entry.id] = entry.ref
         self._put(entry, due_at, now)
         return known
 
@@ -252,7 +305,7 @@ class Backlog:
             running: The task.
             now: Unix seconds.
             at: Due then, Unix seconds; None: as before.
-            locked: Somebody else is at work on it: it is due as soon as they close it.
+            locked: Somebody else is at work on it: it is due when they close it, though not at once.
         """
         entry = running.entry
         if running.moved_at is not None:
@@ -260,12 +313,12 @@ class Backlog:
             at = running.moved_at if at is None else at
         self._put(entry, running.due_at if at is None else at, now)
         if locked:
-            self._locked.add(entry.ref)
+            self._locked[entry.ref] = now
 
     def set_frequency(self, seconds: float, now: float) -> None:
         """Whatever waits for its next attempt because of the frequency does so by the new one."""
         self.frequency = seconds
-        for task_id, ref in self._refs.items():
+        for task_id, ref in tuple(self._refs.items()):
             known = self._retrying[task_id]
             waiting = self._schedule.get(ref)
             if known.by_frequency and waiting is not None and waiting.due_at == known.due_at:
@@ -273,7 +326,15 @@ class Backlog:
                 self._retrying[task_id] = known._replace(due_at=due_at)
                 self._put(waiting.entry, due_at, now)
 
-    def _put(self, entry: Entry, due_at: float, now: float) -> None:
-        if entry.ref != entry.id:
+    def _put(self, entry: Entry, due_at: float, now: float, *, told: bool = True) -> None:
+        if entry.ref != entry.id and entry.ref.endswith(entry.id):
             self._prefixes.add(entry.ref.removesuffix(entry.id))
-        self._schedule.put(entry, due_at, now).seen = self._scan
+        self._schedule.put(entry, due_at, now, self._scan + told)
+        if self._retrying and entry.id in self._retrying:
+            self._refs[entry.id] = entry.ref
+            self._vanished.pop(entry.id, None)
+
+    def _lose_sight(self, entry: Entry) -> None:
+        if entry.id in self._retrying and self._refs.get(entry.id, entry.ref) == entry.ref:
+            self._refs.pop(entry.id, None)
+            self._vanished[entry.id] = self._scan

@@ -205,14 +205,13 @@ class Dispatcher:
 
     async def scan_ended(self) -> None:
         """See `trispool.scanner.Observer`."""
-        for number, ref in enumerate(self.backlog.unseen()):
-            self.backlog.gone(ref)
-            if number % 1000 == 999:
-                await trio.lowlevel.checkpoint()
-        if not self._scanned:
-            self._scanned = True
-            for task_id in self.backlog.forget_lost():
-                self._history.forget(task_id)
+        for refs in self.backlog.unseen():
+            for ref in refs:
+                self.backlog.gone(ref)
+            await trio.lowlevel.checkpoint()
+        self._scanned = True
+        for task_id in self.backlog.forget_lost():
+            self._history.forget(task_id)
         self._wake.set()
 
     def changed(self, changes: Sequence[Change]) -> None:

@@ -11,6 +11,7 @@ import binascii
 import heapq
 import json
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import trio
@@ -21,7 +22,7 @@ from trispool.errors import TaskRefused
 from trispool.task import Entry, TaskState
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from trispool.ledger import Ledger
     from trispool.schedule import Waiting
@@ -89,41 +90,38 @@ async def list_tasks(
     start = _Cursor.decode(cursor)
     items: list[TaskSummary] = []
     if start.rows is None and state not in _DONE:
-        keyed = [pair for spool in spools for pair in await _present(spool, state)]
-        # Sorting a million tasks takes seconds: not in the loop's thread.
-        items = await trio.to_thread.run_sync(_select, keyed, start.key, q, order, limit)
-        if len(items) == limit + 1:
-            last = items[limit - 1]
-            key = next(key for key, summary in keyed if summary is last)
-            return Page([await _with_history(spools, item) for item in items[:limit]], _Cursor(key, None).encode())
-        items = [await _with_history(spools, item) for item in items]
+        present: list[Iterable[tuple[_Key, TaskSummary]]] = [
+            _unfinished(spool, spool.backlog.unfinished(), state) for spool in spools
+        ]
+        if state in (None, TaskState.DEAD):
+            present += [_dead(spool.name, await spool.store.dead()) for spool in spools]
+        # Looking through a million tasks takes seconds: not in the loop's thread, and without keeping them all.
+        keyed = await trio.to_thread.run_sync(_select, chain.from_iterable(present), start.key, q, order, limit)
+        items = [await _with_history(spools, item) for _, item in keyed[:limit]]
+        if len(keyed) > limit:
+            return Page(items, _Cursor(keyed[limit - 1][0], None).encode())
     if state is not None and state not in _DONE:
         return Page(items, None)
     done, rows = await _done(spools, q, order, limit - len(items), start.rows or {})
     return Page([*items, *done], None if rows is None else _Cursor(None, rows).encode())
 
 
-async def _present(spool: Listable, state: TaskState | None) -> list[tuple[_Key, TaskSummary]]:
-    found: list[tuple[_Key, TaskSummary]] = []
-    if state in (None, TaskState.DEAD):
-        for entry in await spool.store.dead():
-            summary = TaskSummary(entry.id, spool.name, TaskState.DEAD, entry.at, None, entry.order[0] / 1e6)
-            found.append((_Key(entry.order, spool.name, entry.id), summary))
-    unfinished: list[Waiting[Entry] | Running] = [*spool.backlog.running.values(), *spool.backlog.waiting()]
-    return found + await trio.to_thread.run_sync(_summaries, spool, unfinished, state)
+def _dead(spool: str, entries: Sequence[Entry]) -> Iterator[tuple[_Key, TaskSummary]]:
+    for entry in entries:
+        summary = TaskSummary(entry.id, spool, TaskState.DEAD, entry.at, None, entry.order[0] / 1e6)
+        yield _Key(entry.order, spool, entry.id), summary
 
 
-def _summaries(
-    spool: Listable, unfinished: Sequence[Waiting[Entry] | Running], state: TaskState | None
-) -> list[tuple[_Key, TaskSummary]]:
-    return [
-        (_Key(item.entry.order, spool.name, item.entry.id), summary)
-        for item in unfinished
-        if state in (None, (summary := summary_of(spool, item)).state)
-    ]
+def _unfinished(
+    spool: Listable, items: Iterable[Waiting | Running], state: TaskState | None
+) -> Iterator[tuple[_Key, TaskSummary]]:
+    for item in items:
+        summary = summary_of(spool, item)
+        if state in (None, summary.state):
+            yield _Key(item.entry.order, spool.name, item.entry.id), summary
 
 
-def summary_of(spool: Listable, item: Waiting[Entry] | Running) -> TaskSummary:
+def summary_of(spool: Listable, item: Waiting | Running) -> TaskSummary:
     """An unfinished task as a row of a list."""
     entry = item.entry
     if isinstance(item, Running):
@@ -145,12 +143,12 @@ def summary_of(spool: Listable, item: Waiting[Entry] | Running) -> TaskSummary:
 
 
 def _select(
-    keyed: Sequence[tuple[_Key, TaskSummary]],
+    keyed: Iterable[tuple[_Key, TaskSummary]],
     after: _Key | None,
     q: str | None,
     order: Literal["asc", "desc"],
     limit: int,
-) -> list[TaskSummary]:
+) -> list[tuple[_Key, TaskSummary]]:
     """The first `limit` and one more."""
     wanted = (
         pair
@@ -159,7 +157,7 @@ def _select(
         and (after is None or (pair[0] > after if order == "asc" else pair[0] < after))
     )
     choose = heapq.nsmallest if order == "asc" else heapq.nlargest
-    return [summary for _, summary in choose(limit + 1, wanted, key=lambda pair: pair[0])]
+    return choose(limit + 1, wanted, key=lambda pair: pair[0])
 
 
 async def _with_history(spools: Sequence[Listable], summary: TaskSummary) -> TaskSummary:
