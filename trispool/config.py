@@ -21,7 +21,6 @@ import difflib
 import json
 import re
 import tomllib
-from dataclasses import dataclass
 from os.path import join, normpath
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -31,7 +30,7 @@ from trispool.configchecks import check_together
 from trispool.configmodel import SECTIONS, Root, fields_of, is_good
 from trispool.errors import ConfigError
 from trispool.retry import RetryPolicy
-from trispool.settings import HttpSettings, ListenSettings, SpoolSettings
+from trispool.settings import Config, HttpSettings, ListenSettings, SpoolSettings
 
 if TYPE_CHECKING:
     import os
@@ -54,25 +53,6 @@ _NOT_OURS: Final = re.compile("_SERVICE_|_PORT")
 _MISSING: Final = object()
 _BARE_KEY: Final = re.compile("[A-Za-z0-9_-]+")
 _MAX_SHOWN: Final = 60
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    """A configuration that is good in itself. Paths are as absolute as the `base` it was read with.
-
-    Attributes:
-        state_dir: Tokens, and what else belongs to the service and to no spool.
-        grace_seconds: What running tasks get when the service is told to stop.
-        http: The API.
-        listen: The uwsgi sockets, any number.
-        spools: At least one; the first takes what names no spool.
-    """
-
-    state_dir: str
-    grace_seconds: float
-    http: HttpSettings
-    listen: tuple[ListenSettings, ...]
-    spools: tuple[SpoolSettings, ...]
 
 
 def load(text: str, *, base: str | os.PathLike[str], environ: Mapping[str, str]) -> Config:

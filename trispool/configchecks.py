@@ -11,8 +11,8 @@ from trispool.configmodel import host_and_port
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-    from trispool.config import Config
     from trispool.configmodel import Root
+    from trispool.settings import Config
 
 __all__ = ["check_together"]
 

@@ -1,4 +1,4 @@
-"""Settings of the parts that must not know the whole configuration. Pure values; `trispool.config` makes them."""
+"""Settings, as values: of each part, which need not know the whole, and of all. `trispool.config` makes them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from trispool.retry import RetryPolicy
 
-__all__ = ["HttpSettings", "ListenSettings", "SpoolSettings"]
+__all__ = ["Config", "HttpSettings", "ListenSettings", "SpoolSettings"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,3 +90,22 @@ class SpoolSettings:
     chdir: str = ""
     external: bool = False
     keep_history: float = 30 * 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A whole configuration that is good in itself; `trispool.config` makes it. Paths are absolute.
+
+    Attributes:
+        state_dir: Tokens, and what else belongs to the service and to no spool.
+        grace_seconds: What running tasks get when the service is told to stop.
+        http: The API.
+        listen: The uwsgi sockets, any number.
+        spools: At least one; the first takes what names no spool.
+    """
+
+    state_dir: str
+    grace_seconds: float
+    http: HttpSettings
+    listen: tuple[ListenSettings, ...]
+    spools: tuple[SpoolSettings, ...]
