@@ -5,6 +5,9 @@ answer (`stall_seconds` for each chunk), sending the rest of a refused request (
 the application's. Hypercorn shields the sending of an answer from cancellation without a limit, so that one client that
 does not read keeps the whole server from stopping.
 
+Idleness is a deadline of the reading scope, changed without a checkpoint. (Hypercorn restarts a timer with an `await`
+in the request's Trio task, which Quart-Trio has cancelled by then: after its first request a connection has none.)
+
 A request that was received whole is answered, and a task in it kept, even if its sender has closed since: many clients
 "fire and forget". (Hypercorn cancels it.) Whoever adds an answer without end must therefore write to it now and then,
 to learn that nobody listens.
@@ -13,13 +16,13 @@ to learn that nobody listens.
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import TYPE_CHECKING, TypeAlias
 
 import structlog
 import trio
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.trio.task_group import TaskGroup
-from hypercorn.trio.worker_context import TrioSingleTask, WorkerContext
 from hypercorn.typing import AppWrapper, ConnectionState
 
 from trispool.admin.http1 import Http1
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from hypercorn.config import Config
+    from hypercorn.trio.worker_context import WorkerContext
 
     from trispool.admin.settings import ServerLimits
 
@@ -51,7 +55,9 @@ class Crowd:
     def __init__(self, limits: ServerLimits) -> None:
         self.limits = limits
         self._stall_seconds = limits.stall_seconds
+        self._is_stopping = False
         self._size = 0
+        self._idle: set[trio.CancelScope] = set()
         self._sending: set[trio.CancelScope] = set()
 
     @property
@@ -83,8 +89,22 @@ class Crowd:
         """Give the next chunk its time."""
         scope.deadline = trio.current_time() + self._stall_seconds
 
-    def hurry(self) -> None:
-        """From now on, and in what is under way, wait less for clients that do not read."""
+    def set_idle(self, reading: trio.CancelScope, is_idle: bool) -> None:
+        """Give a connection `idle_seconds` to send a request, or end it if we are stopping; or let it read on."""
+        if is_idle:
+            self._idle.add(reading)
+            reading.deadline = trio.current_time() + self.limits.idle_seconds
+            if self._is_stopping:
+                reading.cancel()
+        else:
+            self._idle.discard(reading)
+            reading.deadline = math.inf
+
+    def stop(self) -> None:
+        """End what is idle, and wait less for clients that do not read."""
+        self._is_stopping = True
+        for reading in self._idle:
+            reading.cancel()
         self._stall_seconds = min(self._stall_seconds, self.limits.stop_stall_seconds)
         latest = trio.current_time() + self._stall_seconds
         for scope in self._sending:
@@ -108,9 +128,7 @@ class Connection:
         self._context = context
         self._crowd = crowd
         self._stream = stream
-        self._group: TaskGroup
         self._protocol: Http1
-        self._idle = TrioSingleTask()
         self._reading = trio.CancelScope()
         self._send_lock = trio.Lock()
         self._finished = False
@@ -135,12 +153,12 @@ class Connection:
             socket = stream.transport_stream.socket
         else:
             socket = stream.socket
-        async with TaskGroup() as self._group:
+        async with TaskGroup() as group:
             self._protocol = Http1(
                 self._app,
                 self._config,
                 self._context,
-                self._group,
+                group,
                 ConnectionState({}),
                 is_tls,
                 _address(socket.getpeername()),
@@ -148,9 +166,11 @@ class Connection:
                 self._take,
             )
             await self._protocol.initiate()
-            await self._idle.restart(self._group, self._close_when_idle)
-            await self._read()
-            await self._idle.stop()
+            self._crowd.set_idle(self._reading, True)
+            try:
+                await self._read()
+            finally:
+                self._crowd.set_idle(self._reading, False)
 
     async def _read(self) -> None:
         """Hand over what the client sends, until it ends or breaks off."""
@@ -172,12 +192,10 @@ class Connection:
             case RawData():
                 await self._send(event.data)
             case Closed():
-                await self._finish()
+                self._finish()
                 await self._protocol.handle(event)
-            case Updated(idle=True):
-                await self._idle.restart(self._group, self._close_when_idle)
             case Updated():
-                await self._idle.stop()
+                self._crowd.set_idle(self._reading, event.idle)
 
     async def _send(self, data: bytes) -> None:
         view = memoryview(data)
@@ -192,27 +210,26 @@ class Connection:
                 is_sent = False
         if not is_sent:
             self._finished = True
+            self._reading.cancel()  # it may be waiting for its turn to hand over the next request
             await trio.aclose_forcefully(self._stream)
             await self._protocol.handle(Closed())
 
-    async def _finish(self) -> None:
-        """Send no more; read and throw away for a while what still comes.
+    def _finish(self) -> None:
+        """Send no more; if the request was not read to its end, throw away for a while what still comes of it.
 
         Closing a socket with unread data resets the connection, and the client might lose the answer that says why.
+        No `send_eof` here: it has a checkpoint, and the request's Trio task that calls this is cancelled by now.
         """
         if self._finished:
             return
         self._finished = True
-        self._reading.deadline = trio.current_time() + self._crowd.limits.linger_seconds
+        if self._protocol.has_read_all:
+            self._reading.cancel()
+        else:
+            self._reading.deadline = trio.current_time() + self._crowd.limits.linger_seconds
         if isinstance(self._stream, trio.SocketStream):
-            with contextlib.suppress(trio.BrokenResourceError, trio.BusyResourceError, trio.ClosedResourceError):
-                await self._stream.send_eof()
-
-    async def _close_when_idle(self) -> None:
-        with trio.move_on_after(self._crowd.limits.idle_seconds):
-            await self._context.terminated.wait()
-        self._finished = True
-        await trio.aclose_forcefully(self._stream)
+            with contextlib.suppress(OSError):
+                self._stream.socket.shutdown(trio.socket.SHUT_WR)
 
 
 def _address(address: tuple[str, int] | tuple[str, int, int, int] | str | bytes) -> tuple[str, int] | None:

@@ -2,7 +2,7 @@
 
 | content type | vars | body |
 | --- | --- | --- |
-| `application/json` | member `vars`: text, numbers, booleans, or `{"base64": "…"}` for any bytes | member `body`, base64 |
+| `application/json` | member `vars`: text, numbers, booleans, `{"base64": "…"}` for any bytes | member `body`, base64 |
 | `application/x-ndjson` | one such document a line; blank lines are skipped | |
 | `application/x-www-form-urlencoded` | the fields, any bytes | none |
 | `multipart/form-data` | the fields, any bytes | the one file, if any |

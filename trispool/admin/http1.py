@@ -14,7 +14,7 @@ import h11
 import msgspec
 import structlog
 from hypercorn.config import Config
-from hypercorn.events import Closed, Event
+from hypercorn.events import Closed, Event, RawData
 from hypercorn.logging import Logger
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.events import Response
@@ -29,7 +29,9 @@ __all__ = ["Http1", "HttpConfig", "problem_bytes"]
 
 _log = structlog.get_logger()
 
-_RECEIVED = (h11.DONE, h11.MUST_CLOSE, h11.CLOSED)
+_INCOMPLETE = (h11.IDLE, h11.SEND_BODY, h11.ERROR)
+"""States of a client of whose request more should come, or would have."""
+
 _DETAILS = {431: "The headers of the request are too large.", 505: "Only HTTP/1.0 and HTTP/1.1 are spoken here."}
 
 
@@ -82,7 +84,12 @@ class Http1(H11Protocol):
     @property
     def has_whole_request(self) -> bool:
         """Whether a request was received to its end and is not answered yet."""
-        return self.stream is not None and self.connection.their_state in _RECEIVED
+        return self.stream is not None and self.connection.their_state not in _INCOMPLETE
+
+    @property
+    def has_read_all(self) -> bool:
+        """Whether the client, as far as we know, has nothing more on the way."""
+        return self.connection.their_state not in _INCOMPLETE and not self.connection.trailing_data[0]
 
     async def handle(self, event: Event) -> None:
         """Take what came from the socket."""
@@ -95,7 +102,7 @@ class Http1(H11Protocol):
     async def stream_send(self, event: StreamEvent) -> None:
         """Take what comes from the application."""
         if isinstance(event, Response) and (
-            self.connection.their_state not in _RECEIVED or self.context.terminated.is_set()
+            self.connection.their_state in _INCOMPLETE or self.context.terminated.is_set()
         ):
             # Refused before its body was here, or we are stopping: this connection will be closed, so say it.
             event = replace(event, headers=[*event.headers, (b"connection", b"close")])
@@ -114,7 +121,10 @@ class Http1(H11Protocol):
         await super()._create_stream(request)
 
     async def _send_error_response(self, status_code: int) -> None:
-        """Answer what is not a request; Hypercorn's own answer has no content."""
+        """Answer what is not a request; Hypercorn's own answer has no content.
+
+        In one piece: while it is sent, the application may answer the part that looked like a request.
+        """
         content = problem_bytes(status_code, _DETAILS.get(status_code, "This is not a valid HTTP/1.1 request."))
         headers = [
             (b"content-type", b"application/problem+json"),
@@ -122,9 +132,8 @@ class Http1(H11Protocol):
             (b"connection", b"close"),
             *self.config.response_headers("h11"),
         ]
-        await self._send_h11_event(h11.Response(status_code=status_code, headers=headers))
-        await self._send_h11_event(h11.Data(data=content))
-        await self._send_h11_event(h11.EndOfMessage())
+        events = (h11.Response(status_code=status_code, headers=headers), h11.Data(data=content), h11.EndOfMessage())
+        await self.send(RawData(b"".join(self.connection.send(event) for event in events)))
 
 
 def problem_bytes(status: int, detail: str) -> bytes:

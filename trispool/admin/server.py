@@ -15,7 +15,7 @@ import os
 import socket
 import ssl
 import stat
-from ipaddress import IPv6Address, ip_address
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import trio
@@ -126,7 +126,7 @@ class _Server:
     async def terminate(self) -> None:
         """Let connections end."""
         await self._context.terminated.set()
-        self._crowd.hurry()
+        self._crowd.stop()
 
     def _may_connect(self, stream: Stream) -> bool:
         if self._limits.networks is None:
@@ -138,10 +138,8 @@ class _Server:
             return False  # gone
         if not isinstance(peer, tuple):
             return True  # a Unix socket has its permissions
-        address = ip_address(peer[0])
-        if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-            address = address.ipv4_mapped
-        return any(address in network for network in self._limits.networks)
+        # Never an IPv4 address in IPv6 clothes: trio.open_tcp_listeners keeps the two apart.
+        return any(ip_address(peer[0]) in network for network in self._limits.networks)
 
     async def _refuse(self, stream: Stream) -> None:
         """Answer 503 without looking at the request. Not over TLS: the handshake is what would cost."""
@@ -172,11 +170,12 @@ _BUSY: Final = _busy_answer()
 
 async def _tcp_listeners(bind: str) -> list[trio.SocketListener]:
     host, colon, port = bind.rpartition(":")
-    if not colon or not port.isdecimal():
+    # getaddrinfo would take a port modulo 65,536.
+    if not (colon and port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 0xFFFF):
         raise ConfigError([f"http.bind = {bind!r}: expected host:port or unix:path"])
     try:
         return list(await trio.open_tcp_listeners(int(port), host=host.strip("[]") or None))
-    except (OSError, OverflowError, UnicodeError) as error:
+    except (OSError, UnicodeError) as error:
         raise _cannot_bind(bind, error) from error
 
 
@@ -232,7 +231,9 @@ def _tls_context(certfile: str, keyfile: str | None) -> ssl.SSLContext:
         # Without a password, OpenSSL would ask for one on the terminal.
         context.load_cert_chain(certfile, keyfile, password="")
     except (OSError, ValueError) as error:
-        raise ConfigError([f"http.certfile = {certfile!r}, keyfile = {keyfile!r}: {error}"]) from error
+        raise ConfigError(
+            [f"http.certfile = {certfile!r}, keyfile = {keyfile!r}: expected a certificate and its key, PEM: {error}"]
+        ) from error
     return context
 
 

@@ -58,7 +58,7 @@ class ServerLimits:
 
 def host_of(authority: str) -> str:
     """The host of `host`, `host:port` or `[v6]:port`, in lower case and without brackets."""
-    if authority.startswith("["):
+    if authority.startswith("[") and "]" in authority:
         return authority[1:].partition("]")[0].lower()
     host, colon, _ = authority.rpartition(":")
     return (host if colon else authority).lower()
