@@ -62,7 +62,8 @@ def test_a_packet_runs_the_handler_and_its_file_is_removed(
     service = make(durability=durability).start()
     assert service.send({"n": "1"}, tcp=tcp) == SPOOLED
     told = telling.next(event="note", n="1")
-    service.wait_until(lambda: not waiting_files(service), "removed")
+    service.wait_until(lambda: service.get(f"/tasks/{told['task']}")["state"] == "done", "done")
+    assert waiting_files(service) == []
     (attempt,) = service.get(f"/tasks/{told['task']}")["history"]
     assert attempt["outcome"] == "ok"
 
