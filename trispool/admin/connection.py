@@ -140,7 +140,7 @@ class Connection:
         except* (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
             pass  # it left, in one way or the other
         except* Exception as group:
-            _log.error("http connection failed", exc_info=group)
+            _log.error("http_connection_failed", exc_info=group)
         finally:
             await trio.aclose_forcefully(self._stream)
 

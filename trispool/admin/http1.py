@@ -49,7 +49,7 @@ class AccessLog(Logger):
         only_looked = method in ("GET", "HEAD") and status is not None and status < 400
         client = request["client"]
         (_log.debug if only_looked else _log.info)(
-            "http request",
+            "http_request",
             method=method,
             path=request["path"],
             status=status,
@@ -59,7 +59,7 @@ class AccessLog(Logger):
 
     async def exception(self, message: str, *args: object, **kwargs: object) -> None:
         """Log the exception that is being handled: one that the application let through."""
-        _log.exception("http application failed")
+        _log.exception("http_application_failed")
 
 
 class HttpConfig(Config):

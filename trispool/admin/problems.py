@@ -122,5 +122,5 @@ def _own_headers(headers: Iterable[tuple[str, str]]) -> Iterable[tuple[str, str]
 def _unexpected(error: Exception) -> Problem:
     """A fault of ours: everything to the log, nothing to the client."""
     where = {"method": request.method, "path": request.path} if has_request_context() else {}
-    _log.error("request failed", exc_info=error, **where)
+    _log.error("http_request_failed", exc_info=error, **where)
     return Problem(500, "The service failed to answer this request; its log says why.")
