@@ -32,6 +32,8 @@ HANDLER: Final = ROOT / "benchmarks" / "handler.py"
 
 START_SECONDS: Final = 60.0
 STOP_SECONDS: Final = 15.0
+STOP_SECONDS_UWSGI: Final = 0.5
+"""Before it is killed. uWSGI often waits for a worker that has long gone, and has nothing to lose here."""
 
 _PING: Final = bytes([100, 0, 0, 0])
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
@@ -163,7 +165,7 @@ def running(kind: Kind, folder: Path, *, frequency: int = 30) -> Iterator[Server
             raise
     finally:
         records.close()
-        _stop(process)
+        _stop(process, STOP_SECONDS_UWSGI if kind is Kind.UWSGI else STOP_SECONDS)
 
 
 def _uwsgi_command(folder: Path, unix: str, tcp: tuple[str, int], frequency: int) -> Sequence[str]:
@@ -222,12 +224,12 @@ def _wait_until_it_answers(server: Server) -> None:
             time.sleep(0.005)
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def _stop(process: subprocess.Popen[bytes], seconds: float) -> None:
     # A copy, since those whose parent has died are nobody's children any more.
     family = _family(process.pid)
     process.terminate()
     try:
-        process.wait(STOP_SECONDS)
+        process.wait(seconds)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
