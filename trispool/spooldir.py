@@ -87,7 +87,7 @@ class SpoolDirectory:
         os.close(self.fd)
 
     def absolute(self, ref: str) -> str:
-        """The absolute path of a task's file, as uWSGI's `spooler_task_name` is for the file's user."""
+        """The absolute path of a task's file."""
         return f"{self.path}/{ref}"
 
     @property
