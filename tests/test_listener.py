@@ -179,7 +179,10 @@ async def test_more_packets_than_a_turn_takes_are_kept_when_the_client_has_gone(
     assert max(len(call) for call in enqueue.calls) <= intake.TURN_REQUESTS
 
 
-async def test_requests_of_many_clients_at_once_are_one_call(settings: ListenSettings, enqueue: FakeEnqueue) -> None:
+async def test_requests_of_many_clients_at_once_are_one_call(
+    settings: ListenSettings, enqueue: FakeEnqueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pollset, "LOOK_SECONDS", 60)
     async with listening(settings, enqueue) as listener:
         with contextlib.ExitStack() as stack:
             # Without an await: the listener sees all of them in its next look.
@@ -464,6 +467,21 @@ async def test_a_silent_client_is_closed_after_the_timeout(
             assert (statistics.open, statistics.timeouts, statistics.refused) == (0, 2, {"timeout": 1})
 
 
+async def test_a_silent_client_is_closed_though_an_older_one_is_busy(
+    tmp_path: Path, enqueue: FakeEnqueue, mock_clock: trio.testing.MockClock
+) -> None:
+    async with listening(ListenSettings(bind=unix(tmp_path), timeout=5), enqueue) as listener:
+        with connected(listener) as busy, connected(listener) as silent:
+            await trio.testing.wait_all_tasks_blocked()
+            for _ in range(5):
+                mock_clock.jump(1)
+                await busy.send_all(packet())
+                assert await exactly(busy, 4) == ANSWER_SPOOLED
+            assert await until_end(silent) == b""
+            await busy.send_all(packet())
+            assert await exactly(busy, 4) == ANSWER_SPOOLED
+
+
 async def test_a_connection_that_is_quiet_after_its_answer_is_closed_without_blame(
     tmp_path: Path, enqueue: FakeEnqueue, mock_clock: trio.testing.MockClock
 ) -> None:
@@ -547,6 +565,10 @@ async def test_everybody_is_served_when_a_look_has_time_for_one_only(
                 await client.send_all(packet() * 2)
             for client in clients:
                 assert await exactly(client, 8) == ANSWER_SPOOLED * 2
+            for client in clients:
+                await client.send_all(packet(modifier1=100))
+            for client in clients:
+                assert await exactly(client, 4) == PONG
     assert len(enqueue.tasks) == 30
     assert max(len(call) for call in enqueue.calls) <= 2
 
@@ -633,11 +655,12 @@ async def test_accepting_pauses_and_goes_on_when_descriptors_run_out(
                 late.sendall(packet())
                 while not listener.statistics().refused:
                     await trio.lowlevel.checkpoint()
-                await early.send_all(packet())  # who is there already is served
-                assert await exactly(early, 4) == ANSWER_SPOOLED
+                for _ in range(200):  # who is there already is served, and meanwhile accepting is not tried each time
+                    await early.send_all(packet())
+                    assert await exactly(early, 4) == ANSWER_SPOOLED
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-            await enqueue.wait_for_tasks(3)
+            await enqueue.wait_for_tasks(202)
             assert await trio.to_thread.run_sync(late.recv, 4) == ANSWER_SPOOLED
             assert set(listener.statistics().refused) == {"resources"}
             assert listener.statistics().refused["resources"] < 50

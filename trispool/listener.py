@@ -134,7 +134,6 @@ class Listener:
                     task_status.started(self)
                     await self._look_and_commit(nursery)
                 finally:
-                    connections.stop()
                     for listening in self._bound.sockets:
                         listening.close()
                     self._commit_deadline = trio.current_time() + STOP_SECONDS

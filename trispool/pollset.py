@@ -105,7 +105,6 @@ class PollSet:
         self._is_allowed = functools.lru_cache(1024)(functools.partial(_is_in, networks)) if networks else None
         self._max_held = max(HELD_BYTES, 4 * settings.max_body)
         self._now = 0.0
-        self._stopping = False
         self.accepted = 0
         self.timeouts = 0
         self.held = 0
@@ -125,10 +124,6 @@ class PollSet:
         """Whether to look at the sockets that listen."""
         for descriptor in self._sockets:
             self._poll.modify(descriptor, select.EPOLLIN if willing else 0)
-
-    def stop(self) -> None:
-        """From now on an answer is a connection's last."""
-        self._stopping = True
 
     def close(self) -> None:
         """Close all connections."""
@@ -302,7 +297,7 @@ class PollSet:
         connection.since = None
         if connection.broken:
             self._linger(connection)
-        elif connection.last or self._stopping:
+        elif connection.last:
             self._close(connection)
         elif connection.reader.buffered:
             self._arm(connection, Phase.BUFFERED)
