@@ -25,7 +25,7 @@ import trio
 from trispool.admin import AdminSettings, Role, ServerLimits, Tokens, allowed_hosts, create_app, load_token, serve_admin
 from trispool.controller import Controller
 from trispool.errors import ConfigError
-from trispool.listener import serve_listener
+from trispool.listener import Listener, serve_listener
 from trispool.livespool import LiveSpool, open_spool
 
 if TYPE_CHECKING:
@@ -141,10 +141,11 @@ async def _start_faces(
 ) -> Bound:
     for spool in spools:
         nursery.start_soon(spool.find)
-    sockets = []
+    sockets: list[str] = []
     for settings in config.listen:
         enqueue = functools.partial(control.enqueue, default_spool=settings.spool)
-        sockets.append(await nursery.start(functools.partial(serve_listener, settings, enqueue)))
+        listener: Listener = await nursery.start(functools.partial(serve_listener, settings, enqueue))
+        sockets += listener.addresses
     for url in urls:
         _log.info("http_ready", url=url)
     return Bound(urls, sockets)
