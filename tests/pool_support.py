@@ -63,8 +63,17 @@ class Recorder:
         return self.ready[count - 1]
 
     def codes(self) -> dict[str, str]:
-        """How tasks ended, by id."""
+        """How tasks ended, by id; the last word counts."""
         return {report.claim.id: report.code for report in self.reports}
+
+    def ended(self) -> dict[str, str]:
+        """The same without those that were returned."""
+        return {task_id: code for task_id, code in self.codes().items() if code != "returned"}
+
+    def back(self) -> list[str]:
+        """The tasks that were returned: recalled from behind a slow one, or by a dead worker. Which of the two depends
+        on how fast the machine is."""
+        return sorted(self.returned + [report.claim.id for report in self.reports if report.code == "returned"])
 
     def _back(self, claims: Sequence[Claim]) -> None:
         for item in claims:
