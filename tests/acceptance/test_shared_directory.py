@@ -51,12 +51,14 @@ def real_uwsgi(folder: Path, telling: Telling, *, processes: int, frequency: int
             env={**os.environ, "TELLING": str(telling.path)},
             stdout=log,
             stderr=log,
+            start_new_session=True,
         )
     try:
         telling.next(event="loaded")
         yield socket_path
     finally:
-        process.send_signal(signal.SIGINT)
+        # Its master sometimes waits for ever for its spoolers when it is asked politely.
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait(20)
 
 
