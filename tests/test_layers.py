@@ -67,7 +67,7 @@ class Place(NamedTuple):
 
     layer: str
     part: int
-    index: int
+    position: int
 
 
 PLACES = {
@@ -106,9 +106,8 @@ def imports_of(module: str) -> tuple[Import, ...]:
         or (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
         for inner in ast.walk(node)
     }
-    found = []
+    found: list[Import] = []
     for node in ast.walk(tree):
-        names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -117,6 +116,8 @@ def imports_of(module: str) -> tuple[Import, ...]:
             names = [
                 f"{source}.{alias.name}" if own(f"{source}.{alias.name}") in MODULES else source for alias in node.names
             ]
+        else:
+            continue
         found += [
             Import(f".{own(name)}" if is_own(name) else name, node.lineno, id(node) not in late) for name in names
         ]
@@ -142,7 +143,7 @@ def may_import(importer: str, target: str) -> bool:
     if here.layer != there.layer:
         return ORDER.index(there.layer) < ORDER.index(here.layer)
     if here.layer in TO_THE_LEFT:
-        return there.index < here.index
+        return there.position < here.position
     return here.part == there.part
 
 

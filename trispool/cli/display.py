@@ -9,7 +9,7 @@ import json
 import sys
 import time
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -21,29 +21,40 @@ if TYPE_CHECKING:
 __all__ = ["ago", "moment", "number", "print_json", "print_table", "printable"]
 
 
+MIN_LAST: Final = 20
+"""The last column of a table gets so many characters, however long the lines become."""
+
+
 def print_json(document: object) -> None:
     """A document, indented."""
     click.echo(json.dumps(document, indent=2))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Rows under headings. The first column is never cut, the last takes what is left."""
+    """Rows under headings. Only the last column is cut, so that an id can be copied from the narrowest terminal."""
+    cells = [[printable(cell) for cell in row] for row in (columns, *rows)]
     if not sys.stdout.isatty():
-        for row in (columns, *rows):
-            click.echo("\t".join(printable(cell) for cell in row))
+        for row in cells:
+            click.echo("\t".join(row))
         return
     from rich import box
-    from rich.console import Console
+    from rich.cells import cell_len
+    from rich.console import Console, ConsoleDimensions
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for number, column in enumerate(columns):
-        is_last = number == len(columns) - 1
-        table.add_column(column, no_wrap=True, overflow="ellipsis" if is_last else "fold", ratio=1 if is_last else None)
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    Console().print(table)
+    # Left to itself, rich would squeeze the columns that are in the way of a long one to nothing.
+    widths = [max(cell_len(row[number]) for row in cells) for number in range(len(columns))]
+    gaps = 2 * (len(columns) - 1)
+    console = Console()
+    widths[-1] = min(widths[-1], max(console.width - sum(widths[:-1]) - gaps, MIN_LAST))
+    console.size = ConsoleDimensions(max(console.width, sum(widths) + gaps), console.height)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for column, width in zip(columns, widths, strict=True):
+        table.add_column(column, width=width, no_wrap=True)
+    for row in cells[1:]:
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table)
 
 
 def moment(seconds: float | None) -> str:

@@ -25,11 +25,14 @@ def read_when(text: str, now: float) -> float:
     Raises:
         ValueError: It is none of them.
     """
-    if text.startswith("+"):
-        return now + read_seconds(text[1:])
-    if _UNIX.fullmatch(text):
-        return float(text)
-    return datetime.fromisoformat(text).astimezone().timestamp()
+    try:
+        if text.startswith("+"):
+            return now + read_seconds(text[1:])
+        if _UNIX.fullmatch(text):
+            return float(text)
+        return datetime.fromisoformat(text).astimezone().timestamp()
+    except (ValueError, OverflowError, OSError):
+        raise ValueError("no moment") from None
 
 
 class _When(click.ParamType[float]):
@@ -45,7 +48,7 @@ class _When(click.ParamType[float]):
             return value
         try:
             return read_when(value, self._clock())
-        except (ValueError, OverflowError, OSError):
+        except ValueError:
             self.fail(
                 f"{value!r}: expected a Unix time, an ISO 8601 time such as 2031-05-04T12:00, or +90s, +2h", param, ctx
             )
