@@ -40,7 +40,7 @@ LAYERS: dict[str, list[list[str]]] = {
     "3": [
         ["bind", "connection", "intake", "pollset", "listener"],
         ["scanner"],
-        ["dispatcher"],
+        ["workforce", "dispatcher"],
         ["employer", "hand", "pace", "workerlink", "workerproc", "pool"],
     ],
     "4": [["admin"]],

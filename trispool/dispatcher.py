@@ -15,7 +15,7 @@ import random
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import structlog
 import trio
@@ -24,13 +24,14 @@ from trispool.backlog import SETTLE_SECONDS, Backlog, Running
 from trispool.errors import SpoolUnavailable, TrispoolError
 from trispool.retry import Done, GiveUp, RetryPolicy, decide
 from trispool.task import AttemptRow, Entry, NewTask, Retrying
+from trispool.workforce import RAN, History, Loss, Report, Worker, row_of_attempt, row_of_unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from trispool.store import Change, Claim, SpoolStore
 
-__all__ = ["Dispatcher", "DispatcherSettings", "History", "Report", "Worker"]
+__all__ = ["Dispatcher", "DispatcherSettings"]
 
 LONGEST_SLEEP: Final = 10.0
 """The loop looks this often although nothing is due, seconds: somebody may have set the clock."""
@@ -39,62 +40,6 @@ ENQUEUE_SECONDS: Final = 30.0
 """For so long an enqueue is seen to its end for a caller that has been cancelled, seconds."""
 
 _log = structlog.get_logger()
-
-
-class Report(Protocol):
-    """What a worker says of one task; see `trispool.pool.Report`."""
-
-    @property
-    def claim(self) -> Claim: ...
-    @property
-    def code(self) -> str: ...
-    @property
-    def started_at(self) -> float: ...
-    @property
-    def run_seconds(self) -> float: ...
-    @property
-    def handler(self) -> str | None: ...
-    @property
-    def error(self) -> str | None: ...
-    @property
-    def traceback(self) -> str | None: ...
-    @property
-    def retry_at(self) -> float | None: ...
-    @property
-    def detail(self) -> object: ...
-
-
-class Worker(Protocol):
-    """A worker process as the dispatcher sees it; see `trispool.pool`."""
-
-    @property
-    def pid(self) -> int: ...
-    @property
-    def room(self) -> int:
-        """How many more tasks it takes now."""
-        ...
-
-    @property
-    def in_hand(self) -> int:
-        """How many it has."""
-        ...
-
-    @property
-    def handlers(self) -> Mapping[str, Mapping[str, Any]]:
-        """What the handlers say of themselves, by name: `retries`, `backoff`, …; None: as the spool has it."""
-        ...
-
-    def give(self, claims: Sequence[Claim], attempts: Sequence[int]) -> None:
-        """Hand over; never more than `room`."""
-        ...
-
-
-class History(Protocol):
-    """Where attempts are recorded; see `trispool.ledger`."""
-
-    def record(self, row: AttemptRow) -> None: ...
-    def remember(self, retrying: Retrying) -> None: ...
-    def forget(self, task_id: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +189,7 @@ class Dispatcher:
             running = self.backlog.ended(report.claim.ref)
             if running is None:
                 continue
-            if report.code in _ATTEMPTS:
+            if report.code in RAN:
                 self._attempt_ended(worker, running, report, now)
             else:
                 self._not_run(running, report, now)
@@ -263,7 +208,7 @@ class Dispatcher:
         for claim in suspects:
             if running := self.backlog.ended(claim.ref):
                 outcome = "timeout" if cause.startswith("harakiri") else "lost"
-                self._attempt_ended(worker, running, _Loss(claim, outcome, running.given_at, now, cause), now)
+                self._attempt_ended(worker, running, Loss(claim, outcome, running.given_at, now, cause), now)
         self._wake.set()
 
     def worker_progress(self, worker: Worker, task_id: str, fraction: float, text: str) -> None:
@@ -286,22 +231,7 @@ class Dispatcher:
         policy = self._settings.policy
         if report.handler is not None:
             policy = self._policies.get((worker.pid, report.handler), policy)
-        row = AttemptRow(
-            entry.id,
-            running.attempt,
-            code,
-            "done" if code == "ok" else None,
-            report.started_at,
-            max(0.0, report.started_at - running.due_at),
-            report.run_seconds,
-            worker.pid,
-            report.handler,
-            report.error,
-            report.traceback,
-            entry.at,
-            entry.priority,
-            entry.order[0] / 1e6,
-        )
+        row = row_of_attempt(running, report)
         if code == "ok":
             self._finished(running, report.claim)
             self._history.record(row)
@@ -346,8 +276,7 @@ class Dispatcher:
             return
         if code == "unreadable":
             reason = str(report.detail)
-            row = _row_of_unrun(running, now, reason)
-            self._to_set_aside.append((running, reason, row))
+            self._to_set_aside.append((running, reason, row_of_unreadable(running, now, reason)))
             return
         self._to_release.append(report.claim)
         if code == "not_due":
@@ -430,45 +359,7 @@ class Dispatcher:
         if kept:
             self._log.error("task_set_aside", task=entry.id, reason=reason)
             self.counts["dead"] += 1
-            self._history.record(row._replace(state="dead", error=row.error or reason))
+            row = row._replace(state="dead", error=row.error or reason)
+        self._history.record(row)
         if self.backlog.finished(entry.id):
             self._history.forget(entry.id)
-
-
-_ATTEMPTS: Final = frozenset({"ok", "retry", "ignore", "failed", "timeout"})
-
-
-def _row_of_unrun(running: Running, now: float, reason: str) -> AttemptRow:
-    entry = running.entry
-    return AttemptRow(
-        entry.id,
-        running.attempt,
-        "set_aside",
-        None,
-        now,
-        max(0.0, now - running.due_at),
-        0.0,
-        running.worker_pid,
-        None,
-        reason,
-        None,
-        entry.at,
-        entry.priority,
-        entry.order[0] / 1e6,
-    )
-
-
-class _Loss:
-    """The report of a task whose worker did not live to make one."""
-
-    retry_at = None
-    traceback = None
-    handler = None
-    detail = None
-
-    def __init__(self, claim: Claim, code: str, started_at: float, now: float, error: str) -> None:
-        self.claim = claim
-        self.code = code
-        self.started_at = started_at
-        self.run_seconds = now - started_at
-        self.error = error

@@ -94,6 +94,8 @@ class LiveSpool:
             timeout=settings.timeout,
             frequency=settings.frequency,
             spoolers=(store.directory, *others),
+            options=_uwsgi_options(settings),
+            fsync=settings.durability == "fsync",
         )
         self._pool = Pool(setup, self._dispatcher, processes=settings.processes, max_tasks=settings.max_tasks)
         self._dead = 0
@@ -196,3 +198,16 @@ class LiveSpool:
             self._dead = len(await self.store.dead())
             self._dead_counted = counted
             await trio.sleep(COUNT_DEAD_SECONDS)
+
+
+def _uwsgi_options(settings: SpoolSettings) -> dict[str, bytes | bool]:
+    """`uwsgi.opt`: our settings by the names of uWSGI's options, those that are set (`core/uwsgi.c`)."""
+    options: dict[str, object] = {
+        "spooler": settings.directory,
+        "spooler-processes": settings.processes,
+        "spooler-frequency": f"{settings.frequency:g}",
+        "spooler-max-tasks": settings.max_tasks,
+        "spooler-harakiri": settings.timeout and f"{settings.timeout:g}",
+        "spooler-chdir": settings.chdir,
+    }
+    return {name: str(value).encode() for name, value in options.items() if value}

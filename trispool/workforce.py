@@ -1,0 +1,142 @@
+"""Workers and history as the dispatcher sees them, and what it writes of the one into the other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from trispool.task import AttemptRow
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from trispool.backlog import Running
+    from trispool.store import Claim
+    from trispool.task import Retrying
+
+__all__ = ["RAN", "History", "Loss", "Report", "Worker", "row_of_attempt", "row_of_unreadable"]
+
+RAN: Final = frozenset({"ok", "retry", "ignore", "failed", "timeout"})
+"""The codes of reports of tasks that were run; others could not be."""
+
+
+class Report(Protocol):
+    """What a worker says of one task; see `trispool.pool.Report`."""
+
+    @property
+    def claim(self) -> Claim: ...
+    @property
+    def code(self) -> str: ...
+    @property
+    def started_at(self) -> float: ...
+    @property
+    def run_seconds(self) -> float: ...
+    @property
+    def handler(self) -> str | None: ...
+    @property
+    def error(self) -> str | None: ...
+    @property
+    def traceback(self) -> str | None: ...
+    @property
+    def retry_at(self) -> float | None: ...
+    @property
+    def detail(self) -> object: ...
+
+
+class Worker(Protocol):
+    """A worker process as the dispatcher sees it; see `trispool.pool`."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def room(self) -> int:
+        """How many more tasks it takes now."""
+        ...
+
+    @property
+    def in_hand(self) -> int:
+        """How many it has."""
+        ...
+
+    @property
+    def handlers(self) -> Mapping[str, Mapping[str, Any]]:
+        """What the handlers say of themselves, by name: `retries`, `backoff`, …; None: as the spool has it."""
+        ...
+
+    def give(self, claims: Sequence[Claim], attempts: Sequence[int]) -> None:
+        """Hand over; never more than `room`."""
+        ...
+
+
+class History(Protocol):
+    """Where attempts are recorded; see `trispool.ledger`."""
+
+    def record(self, row: AttemptRow) -> None: ...
+    def remember(self, retrying: Retrying) -> None: ...
+    def forget(self, task_id: str) -> None: ...
+
+
+class Loss:
+    """The report of a task whose worker did not live to make one.
+
+    Args:
+        claim: The task.
+        code: `lost`, or `timeout` if we killed the worker because of it.
+        started_at: When it was handed over, Unix seconds.
+        now: Unix seconds.
+        error: What became of the worker.
+    """
+
+    retry_at: float | None = None
+    traceback: str | None = None
+    handler: str | None = None
+    detail: object = None
+
+    def __init__(self, claim: Claim, code: str, started_at: float, now: float, error: str) -> None:
+        self.claim = claim
+        self.code = code
+        self.started_at = started_at
+        self.run_seconds = now - started_at
+        self.error = error
+
+
+def row_of_attempt(running: Running, report: Report) -> AttemptRow:
+    """What the history says of an attempt."""
+    entry = running.entry
+    # By position, and not by name: every task makes one.
+    return AttemptRow(
+        entry.id,
+        running.attempt,
+        report.code,
+        "done" if report.code == "ok" else None,
+        report.started_at,
+        max(0.0, report.started_at - running.due_at),
+        report.run_seconds,
+        running.worker_pid,
+        report.handler,
+        report.error,
+        report.traceback,
+        entry.at,
+        entry.priority,
+        entry.order[0] / 1e6,
+    )
+
+
+def row_of_unreadable(running: Running, now: float, reason: str) -> AttemptRow:
+    """What the history says of a file that is no task."""
+    entry = running.entry
+    return AttemptRow(
+        task=entry.id,
+        number=running.attempt,
+        outcome="set_aside",
+        state=None,
+        started_at=now,
+        queue_seconds=max(0.0, now - running.due_at),
+        run_seconds=0.0,
+        worker=running.worker_pid,
+        handler=None,
+        error=reason,
+        traceback=None,
+        at=entry.at,
+        priority=entry.priority,
+        enqueued_at=entry.order[0] / 1e6,
+    )
