@@ -61,6 +61,7 @@ class MemoryStore:
             await trio.lowlevel.checkpoint()
 
     async def watch(self) -> AsyncGenerator[Sequence[Change] | None, None]:
+        yield None
         async for changes in self._receive:
             yield changes
 

@@ -26,6 +26,9 @@ __all__ = ["Observer", "Scanner"]
 RETRY_SECONDS: Final = 5.0
 """After a scan that failed (directory unmounted, no descriptors) the next one comes this soon at the latest."""
 
+WATCH_SECONDS: Final = 1.0
+"""For so long the first scan waits for the watch to be set, so that no second one is needed for what came between."""
+
 _log = structlog.get_logger()
 
 
@@ -66,6 +69,7 @@ class Scanner:
         self._wait = trio.CancelScope()
         self._finished = trio.Event()
         self._again = False
+        self._watching = trio.Event()
         self.problem: str | None = None
 
     @property
@@ -79,7 +83,7 @@ class Scanner:
         self._wait.deadline = self._scanned_at + self._pause()
 
     async def scan_now(self) -> None:
-        """Look at everything, and return when that is done."""
+        """Look at everything, and return when that is done, or the scanner has ended."""
         # One that is under way may have passed a file by already.
         await self._request().wait()
 
@@ -90,20 +94,26 @@ class Scanner:
 
     async def run_scanner(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Scan and watch until cancelled. Started once the first scan has been made."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch)
-            await self._scan()
-            task_status.started()
-            while True:
-                if not self._again:
-                    with trio.CancelScope(deadline=self._scanned_at + self._pause()) as self._wait:
-                        await trio.sleep_forever()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch)
+                with trio.move_on_after(WATCH_SECONDS):
+                    await self._watching.wait()
                 await self._scan()
+                task_status.started()
+                while True:
+                    if not self._again:
+                        with trio.CancelScope(deadline=self._scanned_at + self._pause()) as self._wait:
+                            await trio.sleep_forever()
+                    await self._scan()
+        finally:
+            self._finished.set()
 
     async def _watch(self) -> None:
         async with aclosing(self._store.watch()) as watch:
             async for changes in watch:
                 if changes is None:
+                    self._watching.set()
                     self._request()
                 else:
                     self._observer.changed(changes)
@@ -112,6 +122,13 @@ class Scanner:
         self._again = False
         # Whoever asks while this scan is under way waits for the next one.
         finished, self._finished = self._finished, trio.Event()
+        try:
+            await self._scan_or_tell()
+        finally:
+            self._scanned_at = trio.current_time()
+            finished.set()
+
+    async def _scan_or_tell(self) -> None:
         self._observer.scan_begins()
         try:
             async with aclosing(self._store.scan()) as chunks:
@@ -122,10 +139,10 @@ class Scanner:
                 _log.error("scan_failed", error=str(error))
             self.problem = str(error)
         else:
+            if self.problem is not None:
+                _log.info("scan_works_again")
             self.problem = None
             await self._observer.scan_ended()
-        self._scanned_at = trio.current_time()
-        finished.set()
 
     def _pause(self) -> float:
         return self._frequency if self.problem is None else min(self._frequency, RETRY_SECONDS)

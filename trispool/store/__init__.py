@@ -82,7 +82,7 @@ class SpoolStore(Protocol):
     def watch(self) -> AsyncGenerator[Sequence[Change] | None, None]:
         """Changes by others (and by us) as they happen. None: some were lost, a scan is needed. Endless.
 
-        A watch is a hint that makes things quick. What it misses, the next scan finds.
+        It begins with None: from then on it sees what happens, or knows that it cannot. A watch is a hint that makes things quick. What it misses, the next scan finds.
         """
         ...
 
