@@ -26,21 +26,32 @@ if TYPE_CHECKING:
 
 __all__ = ["DirectoryWatch"]
 
-OWN_SECONDS: Final = 10.0
-"""A file that this process has written so lately is in the schedule already; an older one was moved by somebody."""
+OWN_SECONDS: Final = 2.0
+"""A file that this process has written so lately was put into the schedule when it was written; an older one was moved
+back by somebody. (One that is told though it was written by us costs a look at it, no more.)"""
 
+READ_BYTES: Final = 32 * 1024
+"""Events read in one go, some 340: a queue that is full, 16,384 by default, would keep the loop for 30 ms."""
+
+# Plain numbers: looking one up in the enumeration takes longer than all else that is done about an event.
+_CREATE: Final = int(flags.CREATE)
+_CLOSE_WRITE: Final = int(flags.CLOSE_WRITE)
+_MOVED_TO: Final = int(flags.MOVED_TO)
+_MOVED_FROM: Final = int(flags.MOVED_FROM)
+_GONE: Final = int(flags.DELETE | flags.MOVED_FROM)
+_WHOLE: Final = int(flags.CLOSE_WRITE | flags.MOVED_TO)
+_ISDIR: Final = int(flags.ISDIR)
+_Q_OVERFLOW: Final = int(flags.Q_OVERFLOW)
+_IGNORED: Final = int(flags.IGNORED)
 _WATCHED: Final = (
-    flags.CREATE
-    | flags.CLOSE_WRITE
-    | flags.MOVED_TO
-    | flags.MOVED_FROM
-    | flags.DELETE
-    | flags.ATTRIB
+    _CREATE
+    | _WHOLE
+    | _GONE
+    | int(flags.ATTRIB)
     # Otherwise every task that a worker unlinks and then closes would be one event more.
-    | flags.EXCL_UNLINK
-    | flags.ONLYDIR
+    | int(flags.EXCL_UNLINK)
+    | int(flags.ONLYDIR)
 )
-_GONE: Final = flags.DELETE | flags.MOVED_FROM
 
 _log = structlog.get_logger()
 
@@ -57,6 +68,7 @@ class DirectoryWatch:
         self._opened = opened
         self._limiter = limiter
         self._folders: dict[int, str] = {}
+        self._moving = 0  # the cookie of the last move out of one of the directories
 
     async def changes(self) -> AsyncGenerator[Sequence[Change] | None, None]:
         """See `trispool.store.SpoolStore.watch`."""
@@ -65,22 +77,27 @@ class DirectoryWatch:
         except OSError as error:
             # Too many instances (fs.inotify.max_user_instances): the scan alone works, only later.
             _log.warning("no_inotify", directory=self._opened.path, error=str(error))
+            yield None
             await trio.sleep_forever()
         with inotify:
             self._folders = {}
+            self._add(inotify, "")
             try:
-                self._add(inotify, "")
-                for folder in await trio.to_thread.run_sync(self._opened.priorities, limiter=self._limiter):
-                    self._add(inotify, folder)
-                # What came before the watch was set has to be looked for.
-                yield None
-                while True:
-                    await trio.lowlevel.wait_readable(inotify.fileno())
-                    changes = await self._read(inotify)
-                    if changes is None or changes:
-                        yield changes
-            finally:
-                self._folders = {}
+                folders = await trio.to_thread.run_sync(self._opened.priorities, limiter=self._limiter)
+            except OSError as error:
+                _log.warning("not_watched", directory=self._opened.path, folder="*", error=str(error))
+                folders = []
+            for folder in folders:
+                self._add(inotify, folder)
+            # What came before the watch was set has to be looked for.
+            yield None
+            while True:
+                await trio.lowlevel.wait_readable(inotify.fileno())
+                seen, lost = self._read(inotify)
+                if seen:
+                    yield await self._look(seen)
+                if lost:
+                    yield None
 
     def _add(self, inotify: inotify_simple.INotify, folder: str) -> None:
         try:
@@ -90,45 +107,49 @@ class DirectoryWatch:
         else:
             self._folders[watch] = folder
 
-    async def _read(self, inotify: inotify_simple.INotify) -> list[Change] | None:
+    def _read(self, inotify: inotify_simple.INotify) -> tuple[dict[str, int], bool]:
+        """Read some events.
+
+        Returns:
+            What has happened to which tasks, and whether a scan is needed.
+        """
         seen: dict[str, int] = {}
-        rescan = False
-        for event in inotify.read(timeout=0):
-            if event.mask & flags.Q_OVERFLOW:
-                rescan = True
-            elif event.mask & flags.IGNORED:
-                self._folders.pop(event.wd, None)
-            elif event.wd in self._folders:
-                folder = self._folders[event.wd]
-                if event.mask & flags.ISDIR:
-                    is_new = event.mask & (flags.CREATE | flags.MOVED_TO)
-                    if is_new and not folder and spoolfile.is_priority_name(event.name) is not None:
-                        self._add(inotify, event.name)
-                        rescan = True
-                elif spoolfile.is_spool_name(event.name):
-                    ref = f"{folder}/{event.name}" if folder else event.name
-                    mask = event.mask & ~flags.ISDIR
-                    # A name that has gone and come again is judged by what came last; one that was created and then
-                    # closed is whole.
-                    seen[ref] = mask if mask & _GONE or seen.get(ref, 0) & _GONE else seen.get(ref, 0) | mask
-        if rescan:
-            return None
-        return await self._look(seen)
+        lost = False
+        for watch, mask, cookie, name in inotify_simple.parse_events(os.read(inotify.fileno(), READ_BYTES)):
+            folder = self._folders.get(watch)
+            if folder is None:
+                lost = lost or bool(mask & _Q_OVERFLOW)
+            elif mask & _IGNORED:
+                del self._folders[watch]
+            elif mask & _ISDIR:
+                if mask & (_CREATE | _MOVED_TO) and not folder and spoolfile.is_priority_name(name) is not None:
+                    self._add(inotify, name)
+                    lost = True  # what was put there before
+            elif spoolfile.is_spool_name(name):
+                ref = f"{folder}/{name}" if folder else name
+                before = seen.get(ref, 0)
+                if mask & _MOVED_FROM:
+                    self._moving = cookie
+                elif mask & _MOVED_TO and not before and self._is_own(ref, cookie):
+                    continue
+                # A name that has gone and come again is judged by what came last; one that was created and then closed
+                # is whole.
+                seen[ref] = mask if (mask | before) & _GONE else before | mask
+        return seen, lost
+
+    def _is_own(self, ref: str, cookie: int) -> bool:
+        """Whether a file that was moved into the spool was so by this process, to publish it."""
+        return cookie != self._moving and self._opened.has_just_written(ref, OWN_SECONDS)
 
     async def _look(self, seen: dict[str, int]) -> list[Change]:
-        changes = []
-        there = []
-        for ref, mask in seen.items():
-            if mask & _GONE:
-                changes.append(Change(ref, None))
-            elif not (mask == flags.MOVED_TO and self._opened.has_just_written(ref, OWN_SECONDS)):
-                there.append(ref)
+        there = [ref for ref, mask in seen.items() if not mask & _GONE]
+        changes = [Change(ref, None) for ref, mask in seen.items() if mask & _GONE]
         if there:
             entries = await trio.to_thread.run_sync(
                 lambda: [self._opened.look(ref) for ref in there], limiter=self._limiter
             )
             for ref, entry in zip(there, entries, strict=True):
-                if entry is not None:
-                    entry = entry._replace(fresh=seen[ref] == flags.CREATE)
+                if entry is not None and entry.fresh and seen[ref] & _WHOLE:
+                    entry = entry._replace(fresh=False)
                 changes.append(Change(ref, entry))
         return changes
