@@ -167,13 +167,14 @@ async def test_a_file_whose_attributes_are_set_while_it_is_written_is_not_whole(
         os.close(fd)
 
 
-async def test_a_file_that_was_written_and_closed_at_once_is_told_once(tmp_path: Path) -> None:
+async def test_a_file_that_was_written_closed_and_touched_at_once_is_told_once_and_whole(tmp_path: Path) -> None:
     async with watching(tmp_path) as spool:
         name = new_name()
         (spool.path / name).write_bytes(CONTENT)
+        os.utime(spool.path / name, (5.0, 5.0))
         entry = await spool.told_of(name)
         assert entry is not None
-        assert not entry.fresh
+        assert (entry.at, entry.fresh) == (5.0, False)
         await spool.nothing_but()
 
 
@@ -332,9 +333,11 @@ async def test_what_a_worker_removes_is_gone_and_its_close_is_not_told(tmp_path:
         os.rename(spool.prepare(name), spool.path / name)
         await spool.changes()
         worker = SpoolDirectory(spool.path)
-        worker.claim(name).remove()
-        worker.close()
+        held = worker.claim(name)
+        os.unlink(spool.path / name)
         assert await spool.told_of(name) is None
+        held.close()
+        worker.close()
         await spool.nothing_but()
 
 
