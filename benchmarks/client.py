@@ -35,6 +35,10 @@ ANSWER: Final = b"\xff\x00\x00\x01"
 STALLED_SECONDS: Final = 30.0
 """Without any answer for so long, a run has failed."""
 
+SOURCES: Final = 16
+"""Addresses that a client process connects from by TCP. All connections have the server's end in common, and between
+two addresses the system has only 28,000 ports, of which those of the last minute are taken."""
+
 _fork = multiprocessing.get_context("fork")
 
 
@@ -84,10 +88,8 @@ def run_load(address: Address, packets: Sequence[bytes], processes: int, connect
     running = []
     for number in range(processes):
         receiving, sending = _fork.Pipe(duplex=False)
-        # A source address each: all connections have the server's end in common, and for one pair of addresses the
-        # system has only 28,000 ports, of which the last minute's are taken.
-        source = None if isinstance(address, str) else f"127.0.0.{2 + number}"
-        arguments = (address, source, packets[number::processes], connections, barrier, sending)
+        sources = [] if isinstance(address, str) else [f"127.1.{number}.{last}" for last in range(1, SOURCES + 1)]
+        arguments = (address, sources, packets[number::processes], connections, barrier, sending)
         process = _fork.Process(target=_client_process, args=arguments, daemon=True)
         process.start()
         sending.close()
@@ -115,7 +117,7 @@ def run_load(address: Address, packets: Sequence[bytes], processes: int, connect
 
 def _client_process(
     address: Address,
-    source: str | None,
+    sources: Sequence[str],
     packets: Sequence[bytes],
     connections: int,
     barrier: Barrier,
@@ -124,20 +126,23 @@ def _client_process(
     gc.disable()
     barrier.wait(STALLED_SECONDS)
     began = time.monotonic()
-    latencies, refused = _drive(address, source, packets, connections)
+    latencies, refused = _drive(address, sources, packets, connections)
     result.send((began, time.monotonic(), latencies, refused))
 
 
-def _drive(address: Address, source: str | None, packets: Sequence[bytes], connections: int) -> tuple[list[float], int]:
+def _drive(
+    address: Address, sources: Sequence[str], packets: Sequence[bytes], connections: int
+) -> tuple[list[float], int]:
     waiting: dict[int, tuple[socket.socket, float]] = {}
     latencies: list[float] = []
     refused = 0
     unsent = iter(packets)
+    next_source = itertools.cycle(sources or [None])
     with select.epoll() as epoll:
 
         def send(packet: bytes) -> None:
             began = time.monotonic()
-            sock = _connect(address, source)
+            sock = _connect(address, next(next_source))
             sock.sendall(packet)
             waiting[sock.fileno()] = (sock, began)
             epoll.register(sock.fileno(), select.EPOLLIN)

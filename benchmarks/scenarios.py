@@ -28,6 +28,9 @@ __all__ = ["SCENARIOS", "Scenario", "Sizes", "packet"]
 WARM_UP: Final = 64
 """Tasks by each socket."""
 
+FSYNC_SHARE: Final = 10
+"""Where every task has to reach the disk, one in so many is enough to see how long that takes."""
+
 PATIENCE: Final = 120.0
 """Seconds for what has been enqueued to run."""
 
@@ -92,27 +95,28 @@ def enqueue(kind: Kind, folder: Path, sizes: Sizes) -> Mapping[Measure, float]:
     """As many packets a second as a server takes, while it runs the tasks."""
     prepare(folder)
     figures = {CREATE_COST: create_cost(folder) * 1e6}
+    count = -(-sizes.enqueue // FSYNC_SHARE) if kind is Kind.FSYNC else sizes.enqueue
     with running(kind, folder, frequency=_at_its_best(kind)) as server:
         started = _warm_up(server)
         addresses: dict[str, Address] = {"Unix": server.unix, "TCP": server.tcp}
         for name, address in addresses.items():
-            packets = [packet(number) for number in range(sizes.enqueue)]
+            packets = [packet(number) for number in range(count)]
             cpu = server.cpu_seconds()
             load = run_load(address, packets, sizes.processes, sizes.connections)
             if load.refused:
-                raise ServerFailed(f"{load.refused} of {sizes.enqueue} packets were refused\n{server.log_end()}")
-            server.wait_for(started + sizes.enqueue, PATIENCE)
+                raise ServerFailed(f"{load.refused} of {count} packets were refused\n{server.log_end()}")
+            server.wait_for(started + count, PATIENCE)
             cpu = server.cpu_seconds() - cpu
             starts = server.records.read(started)
-            if {record.key for record in starts} != set(range(sizes.enqueue)):
-                raise ServerFailed(f"of {sizes.enqueue} acknowledged tasks others have run than were sent")
-            started += sizes.enqueue
+            if {record.key for record in starts} != set(range(count)):
+                raise ServerFailed(f"of {count} acknowledged tasks others have run than were sent")
+            started += count
             figures[Measure(f"{name} socket: enqueued", "/s", more_is_better=True)] = load.rate
             figures[Measure(f"{name} socket: answer, p50", "ms")] = percentile(load.latencies, 50) * 1e3
             figures[Measure(f"{name} socket: answer, p99", "ms")] = percentile(load.latencies, 99) * 1e3
             whole = starts[-1].monotonic - load.began
-            figures[Measure(f"{name} socket: enqueued and run", "/s", more_is_better=True)] = sizes.enqueue / whole
-            figures[Measure(f"{name} socket: CPU a task, run too", "µs")] = cpu / sizes.enqueue * 1e6
+            figures[Measure(f"{name} socket: enqueued and run", "/s", more_is_better=True)] = count / whole
+            figures[Measure(f"{name} socket: CPU a task, run too", "µs")] = cpu / count * 1e6
     return figures
 
 
@@ -201,7 +205,7 @@ def lateness(kind: Kind, folder: Path, sizes: Sizes) -> Mapping[Measure, float]:
         server.wait_for(started + sizes.at, sizes.at_seconds + PATIENCE)
         late = sorted(record.at - record.key for record in server.records.read(started))
     return figures | {
-        Measure("lateness, p50 (below 0: early)", "ms"): percentile(late, 50) * 1e3,
+        Measure("lateness, p50 (below 0: early)", "ms", None): percentile(late, 50) * 1e3,
         Measure("lateness, p99", "ms"): percentile(late, 99) * 1e3,
         Measure("lateness, most", "ms"): late[-1] * 1e3,
         Measure("started too early", "tasks"): sum(seconds < 0 for seconds in late),
@@ -270,6 +274,7 @@ SCENARIOS: Final[dict[str, Scenario]] = {
             f"{sizes.processes} client processes with {sizes.connections} connections each, one packet a connection. "
             "uWSGI's spoolers run at the lowest priority (nice 19), so on few cores its enqueuing goes first and its "
             'tasks run afterwards; see "enqueued and run".',
+            f'With "fsync" {sizes.enqueue // FSYNC_SHARE:,} tasks. uWSGI has nothing like it.',
             f"uWSGI's frequency is {SHORTEST} s: tasks that come while its spoolers are busy wait for the next scan.",
         ],
         tuple(Kind),
