@@ -30,7 +30,7 @@ FOLDER = os.environ.get("EXAMPLE_FOLDER", "files")
 HOOKS = {"local": os.environ.get("EXAMPLE_HOOK", "http://127.0.0.1:9000/hook")}
 """Where `deliver` delivers to."""
 
-GROUPS = {"packages": [("pypi.org", 443), ("files.pythonhosted.org", 443), ("deb.debian.org", 443)]}
+GROUPS = {"local": [("127.0.0.1", 8080), ("127.0.0.1", 3031)]}
 """What `reach` tries to reach: hosts and TCP ports."""
 
 

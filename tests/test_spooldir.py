@@ -349,3 +349,14 @@ def test_two_writers_at_once_never_make_the_same_name(tmp_path: Path) -> None:
     opened = SpoolDirectory(tmp_path / "spool")
     assert len(refs(opened)) == 900
     opened.close()
+
+
+def test_whoever_only_looks_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "spool").mkdir()
+    opened = SpoolDirectory(tmp_path / "spool", create=False)
+    assert refs(opened) == []
+    assert opened.dead() == []
+    assert list((tmp_path / "spool").iterdir()) == []
+    put(opened)
+    assert len(refs(opened)) == 1
+    opened.close()

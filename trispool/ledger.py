@@ -35,6 +35,10 @@ __all__ = ["Ledger"]
 MAX_PENDING: Final = 200_000
 """Rows that may wait for a disk that has stopped (some 100 MB); further ones are dropped."""
 
+GATHER_SECONDS: Final = 0.05
+"""How long rows are gathered for one transaction, which costs as much as writing fifty of them. A crash of the service
+loses the history of so long; whoever asks for history sees all of it, since a question writes first."""
+
 PRUNE_SECONDS: Final = 600.0
 """How often old rows are looked for."""
 
@@ -147,6 +151,7 @@ class Ledger:
                 nursery.start_soon(self._prune_now_and_then)
                 while True:
                     await self._work.wait()
+                    await trio.sleep(GATHER_SECONDS)
                     if not await self._flush():
                         await trio.sleep(_RETRY_SECONDS)
         finally:

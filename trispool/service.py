@@ -39,6 +39,9 @@ __all__ = ["run", "serve"]
 HTTP_GRACE_SECONDS: Final = 2.0
 """For answers that are under way when everything else has ended."""
 
+ONE_STOP_SECONDS: Final = 0.5
+"""A second signal this soon is the same stop: `timeout` and init systems signal a process and its group."""
+
 SWITCH_SECONDS: Final = 0.0005
 """The interpreter's default of 5 ms lets a thread that scans or writes history keep the loop from running so long."""
 
@@ -173,8 +176,9 @@ async def _drain(signals: AsyncIterator[int], spools: Sequence[LiveSpool], grace
 
 
 async def _cancel_on_stop(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    one_stop_until = trio.current_time() + ONE_STOP_SECONDS
     async for number in signals:
-        if number != signal.SIGHUP:
+        if number != signal.SIGHUP and trio.current_time() > one_stop_until:
             _log.warning("stopping_at_once", signal=signal.Signals(number).name)
             scope.cancel()
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Final
 from trispool import spoolfile
 from trispool.claimed import ClaimedFile, Gone, NotDue, Settling, Unclaimable, Unreadable, open_locked
 from trispool.errors import MalformedSpoolFile, TrispoolError
-from trispool.spoolwriter import NANO, SpoolWriter
+from trispool.spoolwriter import NANO, SpoolWriter, unavailable
 from trispool.task import Entry, NewTask
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ SCAN_CHUNK: Final = 256
 """Files looked at (about 3 µs each) before a scan hands over what it found."""
 
 _STATE_DIR: Final = ".trispool"
+_TMP: Final = f"{_STATE_DIR}/tmp"
+_DEAD: Final = f"{_STATE_DIR}/dead"
 
 
 class SpoolDirectory:
@@ -68,22 +70,32 @@ class SpoolDirectory:
 
     def __init__(self, path: str | os.PathLike[str], *, fsync: bool = False, create: bool = True) -> None:
         self.path = os.path.realpath(path)
+        self._fsync = fsync
+        self._writer: SpoolWriter | None = None
         if create:
             os.makedirs(self.path, mode=0o750, exist_ok=True)
         self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            for name in (_STATE_DIR, f"{_STATE_DIR}/tmp", f"{_STATE_DIR}/dead"):
+        if create:
+            try:
+                self._ensure_writer()
+            except BaseException:
+                os.close(self.fd)
+                raise
+
+    def _ensure_writer(self) -> SpoolWriter:
+        """Make our own folders in the spool. Whoever only looks leaves nothing behind."""
+        if self._writer is None:
+            for name in (_STATE_DIR, _TMP, _DEAD):
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(name, 0o700, dir_fd=self.fd)
-            self._tmp = os.open(f"{_STATE_DIR}/tmp", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)
-        except BaseException:
-            os.close(self.fd)
-            raise
-        self._writer = SpoolWriter(self.path, self.fd, self._tmp, fsync=fsync)
+            temporary = os.open(_TMP, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)
+            self._writer = SpoolWriter(self.path, self.fd, temporary, fsync=self._fsync)
+        return self._writer
 
     def close(self) -> None:
         """Close the directory. Claimed files stay claimed."""
-        os.close(self._tmp)
+        if self._writer is not None:
+            self._writer.close()
         os.close(self.fd)
 
     def absolute(self, ref: str) -> str:
@@ -93,16 +105,24 @@ class SpoolDirectory:
     @property
     def broken(self) -> str | None:
         """Why it takes no more tasks, or None."""
-        return self._writer.broken
+        return self._writer.broken if self._writer else None
 
     def add(self, tasks: Sequence[NewTask]) -> list[Entry | TrispoolError]:
         """Keep new tasks; see `SpoolWriter.add`."""
-        return self._writer.add(tasks)
+        try:
+            writer = self._ensure_writer()
+        except OSError as error:
+            return [unavailable(error)] * len(tasks)
+        return writer.add(tasks)
 
     def has_just_written(self, ref: str, seconds: float) -> bool:
         """Whether a file's name says that this process wrote it in the last `seconds`."""
         name = ref.rpartition("/")[2]
-        return self._writer.is_own(name) and time.time() - spoolfile.order_of(name, 0.0)[0] / 1e6 < seconds
+        return (
+            self._writer is not None
+            and self._writer.is_own(name)
+            and time.time() - spoolfile.order_of(name, 0.0)[0] / 1e6 < seconds
+        )
 
     # Running tasks
 
@@ -153,6 +173,7 @@ class SpoolDirectory:
         Raises:
             OSError: It cannot be moved.
         """
+        self._ensure_writer()
         try:
             fd = open_locked(self.fd, ref)
         except Unclaimable:
@@ -162,7 +183,7 @@ class SpoolDirectory:
                 return False
             name = ref.rpartition("/")[2]
             for number in itertools.count():
-                target = f"{_STATE_DIR}/dead/{name}{f'.{number}' if number else ''}"
+                target = f"{_DEAD}/{name}{f'.{number}' if number else ''}"
                 try:
                     os.link(ref, target, src_dir_fd=self.fd, dst_dir_fd=self.fd, follow_symlinks=False)
                 except FileExistsError:
@@ -263,13 +284,15 @@ class SpoolDirectory:
 
     def dead(self) -> list[Entry]:
         """What has been set aside; `ref` is then the path below the spool directory, too."""
-        found = []
+        found: list[Entry] = []
+        if self._writer is None and not os.path.isdir(f"{self.path}/{_DEAD}"):
+            return found
         now = time.time()
-        with os.scandir(f"{self.path}/{_STATE_DIR}/dead") as entries:
+        with os.scandir(f"{self.path}/{_DEAD}") as entries:
             for entry in entries:
                 with contextlib.suppress(FileNotFoundError):
                     status = entry.stat(follow_symlinks=False)
-                    ref = f"{_STATE_DIR}/dead/{entry.name}"
+                    ref = f"{_DEAD}/{entry.name}"
                     found.append(_entry(entry.name, ref, status, None, now))
         return found
 
@@ -300,11 +323,11 @@ class SpoolDirectory:
             How many files that were.
         """
         removed = 0
-        with os.scandir(f"{self.path}/{_STATE_DIR}/tmp") as entries:
+        with os.scandir(f"{self.path}/{_TMP}") as entries:
             for entry in entries:
                 with contextlib.suppress(OSError):
                     if time.time() - entry.stat(follow_symlinks=False).st_ctime > STALE_TMP_SECONDS:
-                        os.unlink(entry.name, dir_fd=self._tmp)
+                        os.unlink(f"{_TMP}/{entry.name}", dir_fd=self.fd)
                         removed += 1
         return removed
 

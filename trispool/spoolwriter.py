@@ -19,7 +19,7 @@ from trispool.task import Entry, NewTask
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["NANO", "SpoolWriter"]
+__all__ = ["NANO", "SpoolWriter", "unavailable"]
 
 NANO: Final = 1_000_000_000
 """Nanoseconds in a second. An int: `ns / NANO` is then rounded once, and an `at` comes back as it was given."""
@@ -34,7 +34,7 @@ class SpoolWriter:
     Args:
         path: The spool directory, for messages.
         folder: A descriptor of it.
-        temporary: A descriptor of a directory on the same file system, for files in the making.
+        temporary: A descriptor, owned from now on, of a directory on the same file system, for files in the making.
         fsync: Whether `add` returns only when files and directory are on disk.
 
     Attributes:
@@ -51,6 +51,10 @@ class SpoolWriter:
         self._hostname = socket.gethostname().replace("/", "_") or "localhost"
         self._own = f"{spoolfile.PREFIX}{self._hostname}_{os.getpid()}_"
         self._counter = itertools.count(1)
+
+    def close(self) -> None:
+        """Take no more tasks."""
+        os.close(self._temporary)
 
     def is_own(self, name: str) -> bool:
         """Whether this process wrote the file of that name."""
@@ -74,7 +78,7 @@ class SpoolWriter:
                 self._publish(temporary, entry.ref, touched)
             except OSError as error:
                 self._discard(temporary)
-                results.append(_unavailable(error))
+                results.append(unavailable(error))
             else:
                 results.append(entry)
         if self._fsync and touched:
@@ -102,7 +106,7 @@ class SpoolWriter:
         except TrispoolError as error:
             return error
         except OSError as error:
-            return _unavailable(error)
+            return unavailable(error)
         ref = name if task.priority is None else f"{task.priority}/{name}"
         at = status.st_mtime_ns / NANO
         return name, Entry(name, ref, at, task.priority, spoolfile.order_of(name, at))
@@ -167,14 +171,15 @@ class SpoolWriter:
             if isinstance(result, Entry):
                 with contextlib.suppress(OSError):
                     os.unlink(result.ref, dir_fd=self._folder)
-        return [result if isinstance(result, TrispoolError) else _unavailable(error) for result in results]
+        return [result if isinstance(result, TrispoolError) else unavailable(error) for result in results]
 
     def _discard(self, temporary: str) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary, dir_fd=self._temporary)
 
 
-def _unavailable(error: OSError) -> SpoolUnavailable:
+def unavailable(error: OSError) -> SpoolUnavailable:
+    """The refusal that follows from an error of the system."""
     return SpoolUnavailable(f"the task could not be written: {error.strerror or error}")
 
 

@@ -117,8 +117,13 @@ class Service:
                 preexec_fn=limits,
             )
         self.telling.next(event="loaded")
-        self.wait_until(lambda: self.status(), "answering")
+        self.wait_until(lambda: self.status() and self._listens(), "answering")
         return self
+
+    def _listens(self) -> bool:
+        # The file of a service that was killed is there, too.
+        with socket.socket(socket.AF_UNIX) as unix, socket.socket() as tcp:
+            return unix.connect_ex(str(self.socket)) == 0 and tcp.connect_ex(("127.0.0.1", self.tcp_port)) == 0
 
     def wait_until(self, holds: Callable[[], object], what: str) -> None:
         """Ask until something holds. For what only the API tells; handlers tell by themselves."""

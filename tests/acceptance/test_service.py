@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import socket
+import subprocess
 import time
 from typing import TYPE_CHECKING
 
@@ -334,6 +335,10 @@ def test_a_second_sigterm_ends_at_once(make: Callable[..., Service], telling: Te
     assert service.process is not None
     service.process.send_signal(signal.SIGTERM)
     service.wait_until(lambda: "stopping" in service.log.read_text(), "stopping")
+    # What comes at once with the first is the same stop.
+    service.process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        service.process.wait(1)
     service.process.send_signal(signal.SIGTERM)
     assert service.process.wait(LONG) == 0
     assert len(waiting_files(service)) == 1

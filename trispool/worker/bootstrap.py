@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+_LOWEST_PRIORITY: Final = 19
 _F_SETSIG = 10  # fcntl(2); the module `fcntl` does not name it
 _MAX_TRACEBACK = 65_536
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -43,6 +44,8 @@ def main(socket_fd: int, board_fd: int, life_fd: int) -> int:
     """
     _die_with_service(life_fd)
     _hold_signals()
+    # As uWSGI's spoolers (`core/spooler.c`, `spooler`): what waits in a queue gives way to those who put it there.
+    os.setpriority(os.PRIO_PROCESS, 0, _LOWEST_PRIORITY)
     worker = _Worker(WorkerEnd(socket_fd), board_fd)
     code = 1
     try:
