@@ -9,7 +9,7 @@ import os
 import select
 import signal
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from trispool import producer, task
 from trispool.worker import DUMP_SIGNAL, frames, output
