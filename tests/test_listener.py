@@ -210,6 +210,7 @@ async def test_no_more_is_read_when_too_many_bursts_wait(
     settings: ListenSettings, enqueue: FakeEnqueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trispool.listener.MAX_BURSTS", 2)
+    monkeypatch.setattr("trispool.listener.GIVE_WAY_SECONDS", 0)
     enqueue.gate = trio.Event()
     async with listening(settings, enqueue) as listener:
         with contextlib.ExitStack() as stack:

@@ -115,14 +115,13 @@ class SpoolDirectory:
             return [unavailable(error)] * len(tasks)
         return writer.add(tasks)
 
-    def has_just_written(self, ref: str, seconds: float) -> bool:
-        """Whether a file's name says that this process wrote it in the last `seconds`."""
-        name = ref.rpartition("/")[2]
-        return (
-            self._writer is not None
-            and self._writer.is_own(name)
-            and time.time() - spoolfile.order_of(name, 0.0)[0] / 1e6 < seconds
-        )
+    def watched(self) -> None:
+        """Somebody watches the directory and will ask `was_published` of what appears there."""
+        self._ensure_writer().watched()
+
+    def was_published(self, ref: str) -> bool:
+        """Whether `add` put this file there; said once of each, and only of those since `watched`."""
+        return self._writer is not None and self._writer.was_published(ref)
 
     # Running tasks
 

@@ -25,6 +25,10 @@ NANO: Final = 1_000_000_000
 """Nanoseconds in a second. An int: `ns / NANO` is then rounded once, and an `at` comes back as it was given."""
 
 
+MAX_PUBLISHED: Final = 100_000
+"""Files whose event has not come; more means that events are lost, and forgetting costs a needless look each."""
+
+
 class SpoolWriter:
     """Writes tasks as spool files.
 
@@ -49,16 +53,23 @@ class SpoolWriter:
         self._fsync = fsync
         # The host's name is the only free part of a spool file's name; a "/" in it would be a path.
         self._hostname = socket.gethostname().replace("/", "_") or "localhost"
-        self._own = f"{spoolfile.PREFIX}{self._hostname}_{os.getpid()}_"
+        self._published: set[str] | None = None
         self._counter = itertools.count(1)
 
     def close(self) -> None:
         """Take no more tasks."""
         os.close(self._temporary)
 
-    def is_own(self, name: str) -> bool:
-        """Whether this process wrote the file of that name."""
-        return name.startswith(self._own)
+    def was_published(self, ref: str) -> bool:
+        """Whether this writer put a file there, said once of each; False if nobody had `watched` then."""
+        if self._published is None or ref not in self._published:
+            return False
+        self._published.discard(ref)
+        return True
+
+    def watched(self) -> None:
+        """Remember what is published from now on, until `was_published` is asked. What was remembered is forgotten."""
+        self._published = set()
 
     def add(self, tasks: Sequence[NewTask]) -> list[Entry | TrispoolError]:
         """Keep new tasks, one file each; with `fsync` all of them share the directory's.
@@ -92,15 +103,9 @@ class SpoolWriter:
     def _write_or_refuse(self, task: NewTask) -> tuple[str, Entry] | TrispoolError:
         if self.broken is not None:
             return SpoolUnavailable(self.broken)
-        seconds, nanoseconds = divmod(time.time_ns(), NANO)
-        name = spoolfile.new_name(
-            self._hostname,
-            os.getpid(),
-            next(self._counter),
-            random.getrandbits(31),
-            seconds,
-            nanoseconds // 1000,
-        )
+        seconds, microseconds = divmod(time.time_ns() // 1000, 1_000_000)
+        counter = next(self._counter)
+        name = spoolfile.new_name(self._hostname, os.getpid(), counter, random.getrandbits(31), seconds, microseconds)
         try:
             status = self._write(name, task)
         except TrispoolError as error:
@@ -108,8 +113,8 @@ class SpoolWriter:
         except OSError as error:
             return unavailable(error)
         ref = name if task.priority is None else f"{task.priority}/{name}"
-        at = status.st_mtime_ns / NANO
-        return name, Entry(name, ref, at, task.priority, spoolfile.order_of(name, at))
+        order = (seconds * 1_000_000 + microseconds, counter)
+        return name, Entry(name, ref, status.st_mtime_ns / NANO, task.priority, order)
 
     def _write(self, name: str, task: NewTask) -> os.stat_result:
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
@@ -142,6 +147,10 @@ class SpoolWriter:
                 # A link by that name would lead out of the spool, where nobody scans.
                 if not stat.S_ISDIR(os.stat(folder, dir_fd=self._folder, follow_symlinks=False).st_mode):
                     raise
+        if self._published is not None:
+            if len(self._published) >= MAX_PUBLISHED:
+                self._published.clear()
+            self._published.add(ref)  # before anybody can see the file
         os.rename(name, ref, src_dir_fd=self._temporary, dst_dir_fd=self._folder)
         touched.add(folder)
 

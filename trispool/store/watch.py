@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DirectoryWatch"]
 
-OWN_SECONDS: Final = 2.0
-"""A file that this process has written so lately was put into the schedule when it was written; an older one was moved
-back by somebody. (One that is told though it was written by us costs a look at it, no more.)"""
-
 READ_BYTES: Final = 32 * 1024
 """Events read in one go, some 340: a queue that is full, 16,384 by default, would keep the loop for 30 ms."""
 
@@ -37,7 +33,6 @@ READ_BYTES: Final = 32 * 1024
 _CREATE: Final = int(flags.CREATE)
 _CLOSE_WRITE: Final = int(flags.CLOSE_WRITE)
 _MOVED_TO: Final = int(flags.MOVED_TO)
-_MOVED_FROM: Final = int(flags.MOVED_FROM)
 _GONE: Final = int(flags.DELETE | flags.MOVED_FROM)
 _WHOLE: Final = int(flags.CLOSE_WRITE | flags.MOVED_TO)
 _ISDIR: Final = int(flags.ISDIR)
@@ -71,7 +66,6 @@ class DirectoryWatch:
         self._opened = opened
         self._limiter = limiter
         self._folders: dict[int, str] = {}
-        self._moving = 0  # the cookie of the last move out of one of the directories
 
     async def changes(self) -> AsyncGenerator[Sequence[Change] | None, None]:
         """See `trispool.store.SpoolStore.watch`."""
@@ -85,6 +79,7 @@ class DirectoryWatch:
         with inotify:
             self._folders = {}
             self._add(inotify, "")
+            self._opened.watched()
             try:
                 folders = await trio.to_thread.run_sync(self._opened.priorities, limiter=self._limiter)
             except OSError as error:
@@ -121,10 +116,12 @@ class DirectoryWatch:
         """
         seen: dict[str, int] = {}
         lost = False
-        for watch, mask, cookie, name in inotify_simple.parse_events(os.read(inotify.fileno(), READ_BYTES)):
+        for watch, mask, _, name in inotify_simple.parse_events(os.read(inotify.fileno(), READ_BYTES)):
             folder = self._folders.get(watch)
             if folder is None:
-                lost = lost or bool(mask & _Q_OVERFLOW)
+                if mask & _Q_OVERFLOW:
+                    lost = True
+                    self._opened.watched()
             elif mask & _IGNORED:
                 del self._folders[watch]
             elif mask & _ISDIR:
@@ -134,18 +131,12 @@ class DirectoryWatch:
             elif spoolfile.is_spool_name(name):
                 ref = f"{folder}/{name}" if folder else name
                 before = seen.get(ref, 0)
-                if mask & _MOVED_FROM:
-                    self._moving = cookie
-                elif mask & _MOVED_TO and not before and self._is_own(ref, cookie):
+                if mask & _MOVED_TO and not before and self._opened.was_published(ref):
                     continue
                 # A name that has gone and come again is judged by what came last; one that was created and then closed
                 # is whole.
                 seen[ref] = mask if (mask | before) & _GONE else before | mask
         return seen, lost
-
-    def _is_own(self, ref: str, cookie: int) -> bool:
-        """Whether a file that was moved into the spool was so by this process, to publish it."""
-        return cookie != self._moving and self._opened.has_just_written(ref, OWN_SECONDS)
 
     async def _look(self, seen: dict[str, int]) -> list[Change]:
         there = [ref for ref, mask in seen.items() if not mask & _GONE]
