@@ -1,6 +1,6 @@
 # make run     the service as config.toml says; needs Python 3.11 and make, the rest goes into .venv
 # make test    all tests, with a real nginx and a real uWSGI (installs nginx, gcc and headers where missing)
-# make check   style and types
+# make check   style, types and layers
 # make bench   trispool against uWSGI on this machine
 # make clean   what these have made
 #
@@ -28,6 +28,7 @@ check: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest --quiet tests/test_layers.py
 
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks $(ARGS)
