@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections import Counter
-from dataclasses import dataclass, field
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -22,14 +21,28 @@ import trio
 
 from trispool.backlog import SETTLE_SECONDS, Backlog, Running
 from trispool.errors import SpoolUnavailable, TrispoolError
-from trispool.retry import Done, GiveUp, RetryPolicy, decide
+from trispool.retry import Done, GiveUp, RunAgain, decide
+from trispool.store import Claim
 from trispool.task import AttemptRow, Entry, NewTask, Retrying
-from trispool.workforce import RAN, History, Loss, Report, Worker, row_of_attempt, row_of_unreadable
+from trispool.workforce import (
+    RAN,
+    UNREADABLE,
+    DispatcherSettings,
+    History,
+    Loss,
+    Report,
+    Worker,
+    handler_asked_for,
+    policies_of,
+    row_of_attempt,
+    row_of_unreadable,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from trispool.store import Change, Claim, SpoolStore
+    from trispool.retry import RetryPolicy
+    from trispool.store import Change, SpoolStore
 
 __all__ = ["Dispatcher", "DispatcherSettings"]
 
@@ -39,22 +52,10 @@ LONGEST_SLEEP: Final = 10.0
 ENQUEUE_SECONDS: Final = 30.0
 """For so long an enqueue is seen to its end for a caller that has been cancelled, seconds."""
 
+LOOK_AT_ONCE: Final = 500
+"""Tasks that are found due in one go, some 2 ms: a hundred thousand may have been asked for at midnight."""
+
 _log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class DispatcherSettings:
-    """What the configuration says of a spool's running.
-
-    Attributes:
-        name: The spool's name.
-        frequency: Seconds from a failed attempt to the next, where nothing else is said.
-        policy: For handlers that have no retry policy of their own.
-    """
-
-    name: str
-    frequency: float
-    policy: RetryPolicy = field(default_factory=RetryPolicy)
 
 
 class Dispatcher:
@@ -88,14 +89,15 @@ class Dispatcher:
         self._frequency_wanted = frequency_wanted or self.set_frequency
         self._log = _log.bind(spool=settings.name)
         self._workers: list[Worker] = []
-        self._policies: dict[tuple[int, str], RetryPolicy] = {}
+        self._policies: dict[int, dict[str, RetryPolicy]] = {}  # by worker and handler
         self._wake = trio.Event()
         self._scanned = False
         self._paused = False
         self._draining = False
         self._to_finish: list[Claim] = []
         self._to_release: list[Claim] = []
-        self._to_set_aside: list[tuple[Running, str, AttemptRow]] = []
+        self._to_set_aside: deque[tuple[Running, str, AttemptRow]] = deque()
+        self._to_judge: deque[tuple[dict[str, RetryPolicy], Running, Loss]] = deque()
 
     # What an operator and the faces do
 
@@ -174,23 +176,19 @@ class Dispatcher:
     def worker_ready(self, worker: Worker) -> None:
         """A worker has imported its handlers and takes tasks."""
         self._workers.append(worker)
-        default = self._settings.policy
-        for name, handler in worker.handlers.items():
-            self._policies[worker.pid, name] = RetryPolicy(
-                default.max_attempts if handler["retries"] is None else handler["retries"] + 1,
-                default.backoff if handler["backoff"] is None else handler["backoff"],
-            )
+        self._policies[worker.pid] = policies_of(worker, self._settings.policy)
         self._wake.set()
 
     def worker_reported(self, worker: Worker, reports: Sequence[Report]) -> None:
         """A worker has run tasks, or found that it cannot."""
         now = self._clock()
+        policies = self._policies.get(worker.pid, {})
         for report in reports:
             running = self.backlog.ended(report.claim.ref)
             if running is None:
                 continue
             if report.code in RAN:
-                self._attempt_ended(worker, running, report, now)
+                self._attempt_ended(policies, running, report, now)
             else:
                 self._not_run(running, report, now)
         self._wake.set()
@@ -200,7 +198,7 @@ class Dispatcher:
         now = self._clock()
         if worker in self._workers:
             self._workers.remove(worker)
-        self._policies = {key: policy for key, policy in self._policies.items() if key[0] != worker.pid}
+        policies = self._policies.pop(worker.pid, {})
         for claim in returned:
             if running := self.backlog.ended(claim.ref):
                 self._to_release.append(claim)
@@ -208,7 +206,9 @@ class Dispatcher:
         for claim in suspects:
             if running := self.backlog.ended(claim.ref):
                 outcome = "timeout" if cause.startswith("harakiri") else "lost"
-                self._attempt_ended(worker, running, Loss(claim, outcome, running.given_at, now, cause), now)
+                # Whose it was only the task itself can tell, and that has to be read first.
+                self.backlog.keep(running)
+                self._to_judge.append((policies, running, Loss(claim, outcome, running.given_at, now, cause)))
         self._wake.set()
 
     def worker_progress(self, worker: Worker, task_id: str, fraction: float, text: str) -> None:
@@ -219,18 +219,15 @@ class Dispatcher:
 
     def worker_set_frequency(self, seconds: float) -> None:
         """A handler wants the spool scanned so often, seconds; 0: as configured (`uwsgi.set_spooler_frequency`)."""
-        self._frequency_wanted(seconds or self._settings.frequency)
+        self._frequency_wanted(seconds if seconds > 0 else self._settings.frequency)
 
     def worker_log(self, worker: Worker, stream: str, task_id: str | None, line: str) -> None:
         """A handler has written a line."""
         self._log.info("handler_output", task=task_id, stream=stream, worker=worker.pid, line=line)
 
-    def _attempt_ended(self, worker: Worker, running: Running, report: Report, now: float) -> None:
+    def _attempt_ended(self, policies: Mapping[str, RetryPolicy], running: Running, report: Report, now: float) -> None:
         entry, code = running.entry, report.code
         self.counts[code] += 1
-        policy = self._settings.policy
-        if report.handler is not None:
-            policy = self._policies.get((worker.pid, report.handler), policy)
         row = row_of_attempt(running, report)
         if code == "ok":
             self._finished(running, report.claim)
@@ -250,14 +247,14 @@ class Dispatcher:
             code,
             running.attempt,
             now,
-            policy=policy,
+            policy=policies.get(report.handler or "", self._settings.policy),
             frequency=self.backlog.frequency,
             jitter=random.random(),
             retry_at=report.retry_at,
         )
         assert not isinstance(decision, Done)
         if isinstance(decision, GiveUp):
-            self._to_set_aside.append((running, decision.reason, row))
+            self._give_up(running, decision.reason, row)
             return
         self._to_release.append(report.claim)
         self._history.remember(self.backlog.wait_again(running, decision, now, report.error or code))
@@ -270,25 +267,29 @@ class Dispatcher:
 
     def _not_run(self, running: Running, report: Report, now: float) -> None:
         code, entry = report.code, running.entry
-        if code == "gone":
-            if self.backlog.finished(entry.id):
-                self._history.forget(entry.id)
-            return
         if code == "unreadable":
             reason = str(report.detail)
-            self._to_set_aside.append((running, reason, row_of_unreadable(running, now, reason)))
+            self._give_up(running, reason, row_of_unreadable(running, now, reason))
             return
         self._to_release.append(report.claim)
-        if code == "not_due":
+        if code == "gone":
+            self.backlog.vanished(running)
+        elif code == "not_due":
             self.backlog.put_back(running, now, at=float(str(report.detail)))
         elif code == "locked":
             self.backlog.put_back(running, now, at=now + self.backlog.frequency, locked=True)
+        elif code == "settling" and report.detail:
+            self._log.warning("task_cannot_be_opened", task=entry.id, reason=report.detail)
+            self.backlog.put_back(running, now, at=now + self.backlog.frequency)
         elif code == "settling":
-            if report.detail:
-                self._log.warning("task_cannot_be_opened", task=entry.id, reason=report.detail)
             self.backlog.put_back(running, now, at=now + SETTLE_SECONDS)
         else:
             self.backlog.put_back(running, now)
+
+    def _give_up(self, running: Running, reason: str, row: AttemptRow) -> None:
+        # A scan that comes across its file meanwhile must not take it for a new task.
+        self.backlog.keep(running)
+        self._to_set_aside.append((running, reason, row))
 
     # The loop
 
@@ -300,20 +301,29 @@ class Dispatcher:
                 await self._wake.wait()
             self._wake = trio.Event()
             await self.settle()
+            now = await self._find_due()
             if self._scanned and not self._paused and not self._draining:
-                await self._hand_out()
+                await self._hand_out(now)
 
     async def settle(self) -> None:
-        """Tell the store what the workers' reports mean for it."""
+        """Tell the store what the workers' reports mean for it; what a cancelled call leaves, the next one does."""
+        while self._to_judge:
+            policies, running, loss = self._to_judge[0]
+            loss.handler = await handler_asked_for(loss.claim, self._store, policies)
+            self._to_judge.popleft()
+            self.backlog.ended(running.entry.ref)
+            self._attempt_ended(policies, running, loss, self._clock())
         if self._to_finish:
-            done, self._to_finish = self._to_finish, []
+            done = tuple(self._to_finish)
             await self._store.finish(done)
+            del self._to_finish[: len(done)]
         if self._to_release:
-            released, self._to_release = self._to_release, []
+            released = tuple(self._to_release)
             await self._store.release(released)
+            del self._to_release[: len(released)]
         while self._to_set_aside:
-            running, reason, row = self._to_set_aside.pop()
-            await self._set_aside(running, reason, row)
+            await self._set_aside(*self._to_set_aside[0])
+            self._to_set_aside.popleft()
 
     def _sleep_seconds(self) -> float:
         if self._paused or self._draining or not self._scanned:
@@ -323,43 +333,61 @@ class Dispatcher:
             return LONGEST_SLEEP
         return min(LONGEST_SLEEP, max(0.0, due_at - self._clock()))
 
-    async def _hand_out(self) -> None:
+    async def _find_due(self) -> float:
         now = self._clock()
-        ready = self.backlog.look(now)
-        # Idle workers first: a task given behind another one waits for it.
-        free = sorted((worker for worker in self._workers if worker.room > 0), key=lambda worker: worker.in_hand)
-        for number, worker in enumerate(free):
-            if not ready:
-                break
-            share = -(-ready // (len(free) - number))
-            taken = self.backlog.take(min(worker.room, share), now, worker.pid)
-            ready -= len(taken)
-            claims = await self._store.claim([running.entry for running in taken])
-            if len(claims) < len(taken):
-                self._drop_unclaimed(taken, claims)
-                taken = [running for claim in claims if (running := self.backlog.running.get(claim.ref))]
-            if claims:
-                worker.give(claims, [running.attempt for running in taken])
+        self.backlog.look(now, LOOK_AT_ONCE)
+        while (due_at := self.backlog.next_due()) is not None and due_at <= now:
+            await trio.lowlevel.checkpoint()
+            self.backlog.look(now, LOOK_AT_ONCE)
+        return now
 
-    def _drop_unclaimed(self, taken: Sequence[Running], claims: Sequence[Claim]) -> None:
-        claimed = {claim.ref for claim in claims}
-        for running in taken:
-            if running.entry.ref not in claimed:
-                self.backlog.ended(running.entry.ref)
+    async def _hand_out(self, now: float) -> None:
+        while self.backlog.ready:
+            # Idle workers first: a task given behind another one waits for it.
+            free = sorted((worker for worker in self._workers if worker.room > 0), key=lambda worker: worker.in_hand)
+            if not free:
+                return
+            for number, worker in enumerate(free):
+                share = -(-self.backlog.ready // (len(free) - number))
+                await self._give(worker, self.backlog.take(min(worker.room, share), now, worker.pid))
+            # Is there more? One may have had room for more than its share, and another not for its.
+
+    async def _give(self, worker: Worker, taken: Sequence[Running]) -> None:
+        if not taken:
+            return
+        claims = await self._store.claim([running.entry for running in taken])
+        if len(claims) < len(taken):
+            claimed = {claim.ref for claim in claims}
+            for running in taken:
+                if running.entry.ref not in claimed:
+                    self.backlog.ended(running.entry.ref)
+                    self.backlog.vanished(running)
+            taken = [running for running in taken if running.entry.ref in claimed]
+        if claims:
+            worker.give(claims, [running.attempt for running in taken])
 
     async def _set_aside(self, running: Running, reason: str, row: AttemptRow) -> None:
         entry = running.entry
         try:
             kept = await self._store.set_aside(entry)
         except SpoolUnavailable as error:
-            self._log.error("task_not_set_aside", task=entry.id, reason=reason, error=str(error))
-            now = self._clock()
-            self.backlog.put_back(running, now, at=now + self.backlog.frequency)
-            return
+            reason, kept = f"{reason} ({error})", False
+        self.backlog.ended(entry.ref)
         if kept:
             self._log.error("task_set_aside", task=entry.id, reason=reason)
             self.counts["dead"] += 1
-            row = row._replace(state="dead", error=row.error or reason)
-        self._history.record(row)
-        if self.backlog.finished(entry.id):
-            self._history.forget(entry.id)
+            self._history.record(row._replace(state="dead", error=row.error or reason))
+            if self.backlog.finished(entry.id):
+                self._history.forget(entry.id)
+            return
+        # It is gone, or somebody else is at work on it, or the disk is full.
+        self._log.error("task_not_set_aside", task=entry.id, reason=reason)
+        self._to_release.append(Claim(entry.id, entry.ref))
+        self._wake.set()
+        now = self._clock()
+        if row.outcome != UNREADABLE:
+            self._history.record(row)
+            again = RunAgain(now + self.backlog.frequency, running.attempt, by_frequency=True)
+            self._history.remember(self.backlog.wait_again(running, again, now, reason))
+        else:
+            self.backlog.put_back(running, now, at=now + self.backlog.frequency)

@@ -1,22 +1,55 @@
-"""Workers and history as the dispatcher sees them, and what it writes of the one into the other."""
+"""The dispatcher's settings, workers and history as it sees them, and what it writes of the one into the other."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from trispool.packet import decode_vars
+from trispool.retry import RetryPolicy
 from trispool.task import AttemptRow
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from trispool.backlog import Running
-    from trispool.store import Claim
+    from trispool.store import Claim, SpoolStore
     from trispool.task import Retrying
 
-__all__ = ["RAN", "History", "Loss", "Report", "Worker", "row_of_attempt", "row_of_unreadable"]
+__all__ = [
+    "RAN",
+    "UNREADABLE",
+    "DispatcherSettings",
+    "History",
+    "Loss",
+    "Report",
+    "Worker",
+    "handler_asked_for",
+    "policies_of",
+    "row_of_attempt",
+    "row_of_unreadable",
+]
 
 RAN: Final = frozenset({"ok", "retry", "ignore", "failed", "timeout"})
 """The codes of reports of tasks that were run; others could not be."""
+
+UNREADABLE: Final = "set_aside"
+"""The outcome in the history of what was no task."""
+
+
+@dataclass(frozen=True, slots=True)
+class DispatcherSettings:
+    """What the configuration says of a spool's running.
+
+    Attributes:
+        name: The spool's name.
+        frequency: Seconds from a failed attempt to the next, where nothing else is said.
+        policy: For handlers that have no retry policy of their own.
+    """
+
+    name: str
+    frequency: float
+    policy: RetryPolicy = field(default_factory=RetryPolicy)
 
 
 class Report(Protocol):
@@ -99,6 +132,33 @@ class Loss:
         self.error = error
 
 
+def policies_of(worker: Worker, default: RetryPolicy) -> dict[str, RetryPolicy]:
+    """When the tasks of each handler of a worker are tried again.
+
+    Args:
+        worker: The worker.
+        default: Of the spool, for what a handler does not say.
+    """
+    return {
+        name: RetryPolicy(
+            default.max_attempts if handler["retries"] is None else handler["retries"] + 1,
+            default.backoff if handler["backoff"] is None else handler["backoff"],
+        )
+        for name, handler in worker.handlers.items()
+    }
+
+
+async def handler_asked_for(claim: Claim, store: SpoolStore, handlers: Collection[str]) -> str | None:
+    """The handler that a task names, if it is one of these."""
+    if claim.content is not None:
+        name = decode_vars(claim.content[0]).get(b"handler", b"")
+    else:
+        task = await store.get(claim.ref)
+        name = task.vars.get(b"handler", b"") if task else b""
+    handler = name.decode(errors="replace")
+    return handler if handler in handlers else None
+
+
 def row_of_attempt(running: Running, report: Report) -> AttemptRow:
     """What the history says of an attempt."""
     entry = running.entry
@@ -127,7 +187,7 @@ def row_of_unreadable(running: Running, now: float, reason: str) -> AttemptRow:
     return AttemptRow(
         task=entry.id,
         number=running.attempt,
-        outcome="set_aside",
+        outcome=UNREADABLE,
         state=None,
         started_at=now,
         queue_seconds=max(0.0, now - running.due_at),
