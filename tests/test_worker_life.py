@@ -216,6 +216,29 @@ def test_reports_do_not_wait_when_a_handler_is_not_known_to_be_quick(tmp_path: P
         worker.reports(1)
 
 
+def test_what_could_not_be_run_is_told_before_the_next_handler_is_called(
+    tmp_path: Path, spool: SpoolDirectory, gate: Gate
+) -> None:
+    path = write_handlers(
+        tmp_path,
+        f"""
+        from trispool import handler
+        @handler(default=True)
+        def h(wait: bool = False):
+            if wait:
+                wait_for({str(gate.path)!r})
+        """,
+    )
+    with raw_worker(Setup(directory=spool.path, imports=(path,))) as worker:
+        worker.run(*[carried("t")] * 3)  # it is known to be quick
+        worker.reports(3)
+        gone = "uwsgi_spoolfile_on_h_1_1_1_1_1"
+        worker.run(((gone, gone, None), 1), carried("t", {"wait": "true"}))
+        assert [report.code for report in worker.reports(1)] == ["gone"]
+        gate.open()
+        assert [report.code for report in worker.reports(1)] == ["ok"]
+
+
 def test_board_shows_what_ended_when_a_quick_handler_is_suddenly_slow(tmp_path: Path, gate: Gate) -> None:
     path = write_handlers(
         tmp_path,

@@ -130,6 +130,7 @@ class SyncLoop:
                 code, detail = why_not(error)
                 marks[number & mask] = MARKS[code]
                 reports.append((number, code, 0.0, 0.0, None, None, None, None, detail))
+                report_by = 0.0
                 continue
 
             # Find its handler.
