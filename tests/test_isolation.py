@@ -355,6 +355,18 @@ async def test_problem_is_told_once_and_ends_when_handlers_do_not_import(tmp_pat
     assert len([line for line in logs if line["event"] == "handlers_do_not_import"]) == 1
 
 
+async def test_problem_is_told_when_workers_die_while_they_import(tmp_path: Path, recorder: Recorder) -> None:
+    path = write_handlers(tmp_path, "import os\nos._exit(3)")
+    pool = Pool(Setup(imports=(path,)), recorder, processes=1)
+    async with serving(pool):
+        while pool.statistics().problem is None:  # noqa: ASYNC110 # the pool has no event for it
+            await trio.sleep(0.001)
+        assert "exited with code 3" in str(pool.statistics().problem)
+        write_handlers(tmp_path, "print('mended')")
+        await recorder.worker()
+        assert pool.statistics().problem is None
+
+
 async def test_pauses_grow_when_workers_die_at_once(tmp_path: Path, recorder: Recorder) -> None:
     # It dies by itself, a few milliseconds after it was ready.
     path = write_handlers(

@@ -338,6 +338,22 @@ async def test_workers_stay_when_handlers_no_longer_import_at_a_reload(tmp_path:
         assert [list(worker.handlers) for worker in recorder.ready[2:]] == [["new_name"]] * (len(recorder.ready) - 2)
 
 
+async def test_handlers_are_imported_afresh_when_those_of_the_last_reload_hang(
+    tmp_path: Path, recorder: Recorder, gate: Gate
+) -> None:
+    path = write_handlers(tmp_path, "from trispool import handler\n@handler\ndef old(): ...")
+    pool = Pool(Setup(imports=(path,)), recorder, processes=1)
+    async with serving(pool):
+        await recorder.worker(1)
+        write_handlers(tmp_path, f"print('importing')\nwait_for({str(gate.path)!r})")
+        pool.reload()
+        await recorder.until(lambda: (None, "importing") in recorder.log)
+        write_handlers(tmp_path, "from trispool import handler\n@handler\ndef new_name(): ...")
+        pool.reload()
+        assert list((await recorder.worker(2)).handlers) == ["new_name"]
+        await recorder.until(lambda: recorder.lost)
+
+
 # Telling
 
 

@@ -166,6 +166,9 @@ class Pool:
         """
         for slot in self._slots:
             slot.pause.cancel()
+            if slot.candidate is not None:
+                # It may hang in what has been mended since.
+                slot.candidate.kill("killed: it is to import other handlers")
             if slot.worker is None or slot.nursery is None or slot.worker.leaving.is_set():
                 continue  # the next one imports afresh anyway
             if slot.worker.ready_at is None:
@@ -270,8 +273,9 @@ class Pool:
         """Let a slot's worker go when a new one is ready, and not before."""
         while slot.is_outdated and not slot.retired:
             slot.is_outdated = False
-            successor = self._start_worker(nursery)
+            successor = slot.candidate = self._start_worker(nursery)
             await successor.decided.wait()
+            slot.candidate = None
             if slot.is_outdated or slot.retired or slot.worker is None:
                 successor.retire()
             elif successor.ready_at is None:
@@ -318,6 +322,7 @@ class _Slot:
     Attributes:
         worker: The one that has it.
         successor: Who will have it next, and is ready.
+        candidate: Who will be the successor, if the handlers import.
         retired: Whether nobody will.
         pause: Cancelled to have the next one started now.
         nursery: Where its workers live.
@@ -328,6 +333,7 @@ class _Slot:
     def __init__(self) -> None:
         self.worker: WorkerProcess | None = None
         self.successor: WorkerProcess | None = None
+        self.candidate: WorkerProcess | None = None
         self.nursery: trio.Nursery | None = None
         self.is_outdated = False
         self.is_replacing = False
@@ -346,6 +352,8 @@ class _Slot:
         for worker in (self.worker, self.successor):
             if worker is not None:
                 worker.retire()
+        if self.candidate is not None:
+            self.candidate.kill("killed: nobody waits for it any more")
 
 
 def _died_young(worker: WorkerProcess) -> bool:

@@ -249,6 +249,8 @@ class WorkerProcess:
             self.problem = f"no process could be started: {group.exceptions[0]}"
         finally:
             self.ended_at = time.monotonic()
+            if self.ready_at is None and self.problem is None and not self.was_ended:
+                self.problem = f"a worker ended while it imported them: {self.cause}"
             self._settle()
             self._link.close()
             self.leaving.set()
