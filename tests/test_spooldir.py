@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -349,6 +350,44 @@ def test_two_writers_at_once_never_make_the_same_name(tmp_path: Path) -> None:
     opened = SpoolDirectory(tmp_path / "spool")
     assert len(refs(opened)) == 900
     opened.close()
+
+
+@pytest.mark.parametrize("folder", [".trispool", ".trispool/dead", ".trispool/tmp"])
+def test_our_folders_are_made_again_when_somebody_has_removed_them(spool: SpoolDirectory, folder: str) -> None:
+    shutil.rmtree(spool.absolute(folder))
+    assert spool.dead() == []
+    put(spool)
+    assert spool.set_aside(drop(spool, b"garbage"))
+    assert len(spool.dead()) == 1
+
+
+def test_nothing_is_kept_where_nobody_would_find_it(spool: SpoolDirectory, tmp_path: Path) -> None:
+    ref = put(spool).ref
+    os.rename(spool.path, tmp_path / "elsewhere")
+    (refusal,) = spool.add([new_task({"k": "v"})])
+    assert isinstance(refusal, SpoolUnavailable)
+    assert spool.dead() == []
+    os.rename(tmp_path / "elsewhere", spool.path)
+    put(spool)
+    assert len(refs(spool)) == 2
+    spool.claim(ref).remove()
+    assert spool.replaced == 0
+
+
+def test_a_directory_that_has_been_replaced_is_gone_over_to(spool: SpoolDirectory, tmp_path: Path) -> None:
+    worker = SpoolDirectory(spool.path, create=False)
+    put(spool)
+    before = len(os.listdir("/proc/self/fd"))
+    os.rename(spool.path, tmp_path / "elsewhere")
+    os.mkdir(spool.path)
+    entry = put(spool)
+    assert refs(spool) == [entry.ref]
+    worker.claim(entry.ref).remove()
+    assert refs(spool) == []
+    assert spool.set_aside(drop(spool, b"garbage"))
+    assert (spool.replaced, worker.replaced) == (1, 1)
+    assert len(os.listdir("/proc/self/fd")) == before
+    worker.close()
 
 
 def test_whoever_only_looks_leaves_nothing_behind(tmp_path: Path) -> None:

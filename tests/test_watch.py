@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import aclosing, asynccontextmanager
@@ -16,6 +17,7 @@ import trio
 
 from tests.test_scanner import Notes
 from trispool import spoolfile
+from trispool.errors import SpoolUnavailable
 from trispool.packet import encode_vars, new_task
 from trispool.scanner import Scanner
 from trispool.spooldir import SpoolDirectory
@@ -261,6 +263,24 @@ async def test_a_priority_directory_that_goes_and_comes_again_is_watched_again(t
         name = new_name()
         os.rename(spool.prepare(name), spool.path / "7" / name)
         assert await spool.told_of(f"7/{name}") is not None
+
+
+@pytest.mark.parametrize("how", ["removed", "moved"])
+async def test_a_spool_in_the_place_of_another_is_watched(how: str, tmp_path: Path) -> None:
+    async with watching(tmp_path) as spool:
+        if how == "removed":
+            shutil.rmtree(spool.path)  # inotify does not tell, as we have it open
+        else:
+            spool.path.rename(tmp_path / "elsewhere")
+            assert await spool.next() is None
+        with pytest.raises(SpoolUnavailable):
+            await anext(spool.store.scan())
+        (spool.path / "7").mkdir(parents=True)
+        assert [chunk async for chunk in spool.store.scan()] == []
+        for folder in ("", "7/"):
+            name = new_name()
+            os.rename(spool.prepare(name), spool.path / f"{folder}{name}")
+            assert await spool.told_of(f"{folder}{name}") is not None
 
 
 async def test_what_is_no_task_is_not_told(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
@@ -11,6 +12,7 @@ import trio
 
 from trispool.control import SpoolStatus
 from trispool.dispatcher import Dispatcher, DispatcherSettings
+from trispool.errors import SpoolUnavailable
 from trispool.ledger import Ledger
 from trispool.pool import Pool
 from trispool.scanner import Scanner
@@ -195,8 +197,10 @@ class LiveSpool:
     async def _count_dead(self) -> None:
         while True:
             counted = self._dispatcher.counts["dead"]
-            self._dead = len(await self.store.dead())
-            self._dead_counted = counted
+            # While they cannot be counted, as many as before are told; the scan says what is the matter.
+            with contextlib.suppress(SpoolUnavailable):
+                self._dead = len(await self.store.dead())
+                self._dead_counted = counted
             await trio.sleep(COUNT_DEAD_SECONDS)
 
 

@@ -14,6 +14,9 @@ The rules it keeps:
     <directory>/.trispool/dead/               set aside for a person; moving a file back runs it again
 
 A task is known by its `ref`, the path below the directory, and by its id, the file's name.
+
+The directory is the one that its path leads to: one that a person has put in the place of another is gone over to
+(`SpoolDirectory.follow`), and while there is none no task is taken. Nobody would find it where the old one has gone.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import contextlib
 import itertools
 import os
 import stat
+import threading
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -49,6 +53,7 @@ STALE_TMP_SECONDS: Final = 3600.0
 SCAN_CHUNK: Final = 256
 """Files looked at (about 3 µs each) before a scan hands over what it found."""
 
+_FOLDER_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _STATE_DIR: Final = ".trispool"
 _TMP: Final = f"{_STATE_DIR}/tmp"
 _DEAD: Final = f"{_STATE_DIR}/dead"
@@ -64,6 +69,11 @@ class SpoolDirectory:
         fsync: Whether `add` returns only when files and directory are on disk.
         create: Whether to make the directory if it is missing.
 
+    Attributes:
+        path: The directory, absolute.
+        fd: A descriptor of it, the same for good.
+        replaced: How often it was found to be another one.
+
     Raises:
         OSError: It cannot be opened or made.
     """
@@ -72,9 +82,11 @@ class SpoolDirectory:
         self.path = os.path.realpath(path)
         self._fsync = fsync
         self._writer: SpoolWriter | None = None
+        self._following = threading.Lock()
+        self.replaced = 0
         if create:
             os.makedirs(self.path, mode=0o750, exist_ok=True)
-        self.fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.fd = os.open(self.path, _FOLDER_FLAGS)
         if create:
             try:
                 self._ensure_writer()
@@ -85,12 +97,38 @@ class SpoolDirectory:
     def _ensure_writer(self) -> SpoolWriter:
         """Make our own folders in the spool. Whoever only looks leaves nothing behind."""
         if self._writer is None:
-            for name in (_STATE_DIR, _TMP, _DEAD):
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(name, 0o700, dir_fd=self.fd)
-            temporary = os.open(_TMP, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)
-            self._writer = SpoolWriter(self.path, self.fd, temporary, fsync=self._fsync)
+            self._writer = SpoolWriter(self.path, self.fd, self._open_temporary(), fsync=self._fsync)
         return self._writer
+
+    def _open_temporary(self) -> int:
+        self._make_folders()
+        return os.open(_TMP, _FOLDER_FLAGS, dir_fd=self.fd)
+
+    def _make_folders(self) -> None:
+        for name in (_STATE_DIR, _TMP, _DEAD):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, 0o700, dir_fd=self.fd)
+
+    def follow(self) -> None:
+        """Go over to the directory that the path leads to now, if it is another one, or has lost our folders.
+
+        Raises:
+            OSError: There is none, or it cannot be used.
+        """
+        # One look at the deepest of them tells of all.
+        if self._writer is not None and _is_at(self._writer.temporary, f"{self.path}/{_TMP}"):
+            return
+        with self._following:
+            if not _is_at(self.fd, self.path):
+                there = os.open(self.path, _FOLDER_FLAGS)
+                try:
+                    # In place, since others hold the descriptor's number.
+                    os.dup2(there, self.fd, inheritable=False)
+                finally:
+                    os.close(there)
+                self.replaced += 1
+            if self._writer is not None and not _is_at(self._writer.temporary, f"{self.path}/{_TMP}"):
+                self._writer.move(self._open_temporary())
 
     def close(self) -> None:
         """Close the directory. Claimed files stay claimed."""
@@ -110,6 +148,7 @@ class SpoolDirectory:
     def add(self, tasks: Sequence[NewTask]) -> list[Entry | TrispoolError]:
         """Keep new tasks; see `SpoolWriter.add`."""
         try:
+            self.follow()
             writer = self._ensure_writer()
         except OSError as error:
             return [unavailable(error)] * len(tasks)
@@ -139,7 +178,7 @@ class SpoolDirectory:
             Settling: It is incomplete but young.
             Unreadable: It is no spool file.
         """
-        fd = open_locked(self.fd, ref)
+        fd = self._open_locked(ref)
         try:
             status = os.fstat(fd)
             at = status.st_mtime_ns / NANO
@@ -163,6 +202,17 @@ class SpoolDirectory:
             raise
         return ClaimedFile(fd, ref, vars_, body, at, self._unlink)
 
+    def _open_locked(self, ref: str) -> int:
+        try:
+            return open_locked(self.fd, ref)
+        except Gone:
+            before = self.replaced
+            with contextlib.suppress(OSError):
+                self.follow()
+            if self.replaced == before:
+                raise
+            return open_locked(self.fd, ref)
+
     def set_aside(self, ref: str) -> bool:
         """Move a file to `.trispool/dead`, whatever is in it; never over another one.
 
@@ -172,7 +222,8 @@ class SpoolDirectory:
         Raises:
             OSError: It cannot be moved.
         """
-        self._ensure_writer()
+        self.follow()
+        self._make_folders()
         try:
             fd = open_locked(self.fd, ref)
         except Unclaimable:
@@ -282,12 +333,18 @@ class SpoolDirectory:
         return [self.absolute(entry.ref) for chunk in self.scan() for entry in chunk]
 
     def dead(self) -> list[Entry]:
-        """What has been set aside; `ref` is then the path below the spool directory, too."""
+        """What has been set aside; `ref` is then the path below the spool directory, too.
+
+        Raises:
+            OSError: It cannot be read.
+        """
         found: list[Entry] = []
-        if self._writer is None and not os.path.isdir(f"{self.path}/{_DEAD}"):
-            return found
         now = time.time()
-        with os.scandir(f"{self.path}/{_DEAD}") as entries:
+        try:
+            entries = os.scandir(f"{self.path}/{_DEAD}")
+        except FileNotFoundError:
+            return found
+        with entries:
             for entry in entries:
                 with contextlib.suppress(FileNotFoundError):
                     status = entry.stat(follow_symlinks=False)
@@ -329,6 +386,14 @@ class SpoolDirectory:
                         os.unlink(f"{_TMP}/{entry.name}", dir_fd=self.fd)
                         removed += 1
         return removed
+
+
+def _is_at(fd: int, path: str) -> bool:
+    """Whether a path leads to what a descriptor is of."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _entry(name: str, ref: str, status: os.stat_result, priority: int | None, now: float) -> Entry:

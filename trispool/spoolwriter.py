@@ -43,13 +43,14 @@ class SpoolWriter:
 
     Attributes:
         broken: Why it takes no more tasks, or None.
+        temporary: The descriptor for files in the making.
     """
 
     def __init__(self, path: str, folder: int, temporary: int, *, fsync: bool) -> None:
         self.broken: str | None = None
         self._path = path
         self._folder = folder
-        self._temporary = temporary
+        self.temporary = temporary
         self._fsync = fsync
         # The host's name is the only free part of a spool file's name; a "/" in it would be a path.
         self._hostname = socket.gethostname().replace("/", "_") or "localhost"
@@ -58,7 +59,12 @@ class SpoolWriter:
 
     def close(self) -> None:
         """Take no more tasks."""
-        os.close(self._temporary)
+        os.close(self.temporary)
+
+    def move(self, temporary: int) -> None:
+        """Make files elsewhere from now on: in a directory whose descriptor is owned from now on."""
+        os.dup2(temporary, self.temporary, inheritable=False)
+        os.close(temporary)
 
     def was_published(self, ref: str) -> bool:
         """Whether this writer put a file there, said once of each; False if nobody had `watched` then."""
@@ -118,7 +124,7 @@ class SpoolWriter:
 
     def _write(self, name: str, task: NewTask) -> os.stat_result:
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
-        fd = os.open(name, flags, 0o600, dir_fd=self._temporary)
+        fd = os.open(name, flags, 0o600, dir_fd=self.temporary)
         try:
             _write_all(fd, spoolfile.encode(task.payload, task.body))
             if task.at:
@@ -151,7 +157,7 @@ class SpoolWriter:
             if len(self._published) >= MAX_PUBLISHED:
                 self._published.clear()
             self._published.add(ref)  # before anybody can see the file
-        os.rename(name, ref, src_dir_fd=self._temporary, dst_dir_fd=self._folder)
+        os.rename(name, ref, src_dir_fd=self.temporary, dst_dir_fd=self._folder)
         touched.add(folder)
 
     def _fsync_folder(self, folder: str) -> None:
@@ -184,7 +190,7 @@ class SpoolWriter:
 
     def _discard(self, temporary: str) -> None:
         with contextlib.suppress(OSError):
-            os.unlink(temporary, dir_fd=self._temporary)
+            os.unlink(temporary, dir_fd=self.temporary)
 
 
 def unavailable(error: OSError) -> SpoolUnavailable:

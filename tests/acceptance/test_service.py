@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -204,6 +205,25 @@ def test_what_cannot_be_parsed_is_set_aside_and_runs_when_it_is_mended(service: 
     dead.write_bytes(packet({"n": "mended"}))
     os.rename(dead, service.spool / name)
     telling.next(event="note", n="mended", task=name)
+
+
+@pytest.mark.parametrize("what", ["", ".trispool", ".trispool/dead"])
+def test_what_is_removed_from_under_the_service_comes_back(
+    make: Callable[..., Service], telling: Telling, what: str
+) -> None:
+    service = make(frequency=0.2).start()
+    service.send({"n": "before"})
+    telling.next(event="note", n="before")
+    shutil.rmtree(service.spool / what)
+    if not what:
+        assert service.send({"n": "nowhere"}) == REFUSED
+        service.wait_until(lambda: service.request("GET", "/healthz")[0] == 503, "ill")
+        service.spool.mkdir()
+        service.wait_until(lambda: service.request("GET", "/healthz")[0] == 200, "well")
+    assert service.send({"n": "after"}) == SPOOLED
+    task = telling.next(event="note", n="after")["task"]
+    service.wait_until(lambda: service.get(f"/tasks/{task}")["state"] == "done", "in the history")
+    assert service.stop() == 0
 
 
 def test_links_and_pipes_are_left_alone(service: Service, telling: Telling) -> None:

@@ -82,7 +82,8 @@ class SpoolStore(Protocol):
     def watch(self) -> AsyncGenerator[Sequence[Change] | None, None]:
         """Changes by others (and by us) as they happen. None: some were lost, a scan is needed. Endless.
 
-        It begins with None: from then on it sees what happens, or knows that it cannot. A watch is a hint that makes things quick. What it misses, the next scan finds.
+        It begins with None: from then on it sees what happens, or knows that it cannot. A watch is a hint that makes
+        things quick. What it misses, the next scan finds.
         """
         ...
 
@@ -110,7 +111,11 @@ class SpoolStore(Protocol):
         ...
 
     async def dead(self) -> Sequence[Entry]:
-        """What has been set aside."""
+        """What has been set aside.
+
+        Raises:
+            SpoolUnavailable: That cannot be read now.
+        """
         ...
 
     async def get(self, ref: str) -> Task | None:

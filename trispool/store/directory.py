@@ -84,6 +84,7 @@ class DirectoryStore:
         self._read_limiter = trio.CapacityLimiter(2)
         self._watch = DirectoryWatch(opened, self._read_limiter)
         self._foreign: dict[str, str] = {}
+        self._replaced = 0
 
     @property
     def directory(self) -> str:
@@ -140,6 +141,14 @@ class DirectoryStore:
 
     async def scan(self) -> AsyncGenerator[Sequence[Entry], None]:
         """See `SpoolStore.scan`. What lies there that is none of ours is left alone and said once."""
+        try:
+            await trio.to_thread.run_sync(self._opened.follow, limiter=self._read_limiter)
+        except OSError as error:
+            raise SpoolUnavailable(f"{self.directory} cannot be read: {error.strerror or error}") from error
+        if self._opened.replaced != self._replaced:
+            self._replaced = self._opened.replaced
+            _log.warning("directory_replaced", directory=self.directory)
+            await self._watch.renew()
         foreign: dict[str, str] = {}
         with contextlib.closing(self._opened.scan(foreign)) as chunks:
             while (chunk := await self._next_chunk(chunks)) is not None:
@@ -182,7 +191,10 @@ class DirectoryStore:
 
     async def dead(self) -> Sequence[Entry]:
         """See `SpoolStore.dead`."""
-        return await trio.to_thread.run_sync(self._opened.dead, limiter=self._read_limiter)
+        try:
+            return await trio.to_thread.run_sync(self._opened.dead, limiter=self._read_limiter)
+        except OSError as error:
+            raise SpoolUnavailable(f"what was set aside cannot be read: {error.strerror or error}") from error
 
     async def get(self, ref: str) -> Task | None:
         """See `SpoolStore.get`."""

@@ -8,6 +8,7 @@ scan finds the rest.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, Final
 
@@ -43,6 +44,7 @@ _WATCHED: Final = (
     | _WHOLE
     | _GONE
     | int(flags.ATTRIB)
+    | int(flags.MOVE_SELF)
     # Otherwise every task that a worker unlinks and then closes would be one event more.
     | int(flags.EXCL_UNLINK)
     | int(flags.ONLYDIR)
@@ -66,6 +68,7 @@ class DirectoryWatch:
         self._opened = opened
         self._limiter = limiter
         self._folders: dict[int, str] = {}
+        self._inotify: inotify_simple.INotify | None = None
 
     async def changes(self) -> AsyncGenerator[Sequence[Change] | None, None]:
         """See `trispool.store.SpoolStore.watch`."""
@@ -78,15 +81,8 @@ class DirectoryWatch:
             await trio.sleep_forever()
         with inotify:
             self._folders = {}
-            self._add(inotify, "")
-            self._opened.watched()
-            try:
-                folders = await trio.to_thread.run_sync(self._opened.priorities, limiter=self._limiter)
-            except OSError as error:
-                _log.warning("not_watched", directory=self._opened.path, folder="*", error=str(error))
-                folders = []
-            for folder in folders:
-                self._add(inotify, folder)
+            self._inotify = inotify
+            await self.renew()
             # What came before the watch was set has to be looked for.
             yield None
             while True:
@@ -99,6 +95,26 @@ class DirectoryWatch:
                 if not any(mask & ~_GONE for mask in seen.values()):
                     # Only our own work, it seems, each of whose tasks is two events: take more of them at once.
                     await trio.sleep(GATHER_SECONDS)
+
+    async def renew(self) -> None:
+        """Watch the directory that is there now, in place of another one. What came before has to be looked for."""
+        inotify = self._inotify
+        if inotify is None or inotify.closed:
+            return
+        for watch in self._folders:
+            with contextlib.suppress(OSError):  # of what has been deleted
+                inotify.rm_watch(watch)
+        self._folders = {}
+        self._add(inotify, "")
+        self._opened.watched()
+        try:
+            folders = await trio.to_thread.run_sync(self._opened.priorities, limiter=self._limiter)
+        except OSError as error:
+            _log.warning("not_watched", directory=self._opened.path, folder="*", error=str(error))
+            folders = []
+        for folder in folders:
+            if not inotify.closed:
+                self._add(inotify, folder)
 
     def _add(self, inotify: inotify_simple.INotify, folder: str) -> None:
         try:
@@ -122,8 +138,12 @@ class DirectoryWatch:
                 if mask & _Q_OVERFLOW:
                     lost = True
                     self._opened.watched()
-            elif mask & _IGNORED:
-                del self._folders[watch]
+            elif not name:
+                # About the folder itself. A spool that was moved has to be looked for. (Of one that was removed nothing
+                # is told, as we have it open.)
+                lost |= not folder
+                if mask & _IGNORED:
+                    del self._folders[watch]
             elif mask & _ISDIR:
                 if mask & (_CREATE | _MOVED_TO) and not folder and spoolfile.is_priority_name(name) is not None:
                     self._add(inotify, name)
