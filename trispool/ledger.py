@@ -25,6 +25,7 @@ import structlog
 import trio
 
 from trispool.control import Attempt, TaskSummary
+from trispool.errors import SpoolUnavailable
 from trispool.task import AttemptRow, Retrying, TaskState
 
 if TYPE_CHECKING:
@@ -112,6 +113,8 @@ class Ledger:
         # One thread at a time touches the connection.
         self._limiter = trio.CapacityLimiter(1)
         self._connection: sqlite3.Connection | None = None
+        self._opened: os.stat_result
+        self._complaint = ""
         self.statistics = LedgerStatistics()
 
     def record(self, row: AttemptRow) -> None:
@@ -209,7 +212,10 @@ class Ledger:
 
     async def _query(self, sql: str, values: Sequence[object]) -> list[Any]:
         await self._flush()
-        return await self._in_thread(lambda: self._connected().execute(sql, values).fetchall())
+        try:
+            return await self._in_thread(lambda: self._connected().execute(sql, values).fetchall())
+        except (sqlite3.Error, OSError) as error:
+            raise SpoolUnavailable(f"the history cannot be read: {error}") from error
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await trio.to_thread.run_sync(work, limiter=self._limiter)
@@ -230,7 +236,9 @@ class Ledger:
             self._rows = rows[:room] + self._rows
             self._retrying = retrying | self._retrying
             self._work.set()
-            _log.error("history_not_written", path=self._path, rows=len(rows), error=str(error))
+            if str(error) != self._complaint:
+                self._complaint = str(error)
+                _log.error("history_not_written", path=self._path, rows=len(rows), error=self._complaint)
             return False
         except trio.Cancelled:
             # Cancelled before the thread had begun: nothing is lost, the last flush takes it.
@@ -238,6 +246,9 @@ class Ledger:
             self._retrying = retrying | self._retrying
             self._work.set()
             raise
+        if self._complaint:
+            self._complaint = ""
+            _log.info("history_is_written_again", path=self._path)
         self.statistics.written += len(rows)
         return True
 
@@ -246,17 +257,26 @@ class Ledger:
             try:
                 while await self._in_thread(lambda: self._prune(time.time() - self._keep_seconds)):
                     await trio.lowlevel.checkpoint()
-            except sqlite3.Error as error:
+            except (sqlite3.Error, OSError) as error:
                 _log.error("history_not_pruned", path=self._path, error=str(error))
             await trio.sleep(PRUNE_SECONDS)
 
     # In the thread
 
     def _connected(self) -> sqlite3.Connection:
+        if self._connection is not None and not self._is_in_place():
+            # Somebody has put another directory in the place of the spool's, and its history goes with it.
+            self._close()
         if self._connection is None:
             self._open()
         assert self._connection is not None
         return self._connection
+
+    def _is_in_place(self) -> bool:
+        try:
+            return os.path.samestat(os.stat(self._path), self._opened)
+        except FileNotFoundError:
+            return False
 
     def _open(self) -> dict[str, Retrying]:
         try:
@@ -277,6 +297,7 @@ class Ledger:
             connection.close()
             raise
         self._connection = connection
+        self._opened = os.stat(self._path)
         return {row[0]: Retrying(row[0], row[1], row[2], bool(row[3]), row[4], row[5]) for row in rows}
 
     def _set_aside(self, error: Exception) -> None:
