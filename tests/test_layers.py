@@ -35,7 +35,20 @@ LAYERS: dict[str, list[list[str]]] = {
             *("settings", "configmodel", "configchecks", "config"),
         ]
     ],
-    "1b": [["claimed", "spoolwriter", "spooldir", "producer", "handlers", "calling", "loading", "compat", "worker"]],
+    "1b": [
+        [
+            "claimed",
+            "spoolwriter",
+            "spooldir",
+            "ledgerfile",
+            "producer",
+            "handlers",
+            "calling",
+            "loading",
+            "compat",
+            "worker",
+        ]
+    ],
     "2": [["store"], ["ledger"]],
     "3": [
         ["bind", "connection", "intake", "pollset", "listener"],
