@@ -21,6 +21,7 @@ from trispool.errors import SpoolUnavailable
 from trispool.packet import encode_vars, new_task
 from trispool.scanner import Scanner
 from trispool.spooldir import SpoolDirectory
+from trispool.store import watch as watch_module
 from trispool.store.directory import DirectoryStore, open_directory_store
 from trispool.store.watch import DirectoryWatch
 from trispool.task import Entry
@@ -375,6 +376,24 @@ async def test_many_events_are_told_in_parts_and_none_is_missing(tmp_path: Path)
             parts += 1
         assert seen == names
         assert parts > 3
+
+
+async def test_many_events_that_tell_nothing_new_do_not_hold_up_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_module, "GATHER_SECONDS", 1000)
+    async with watching(tmp_path) as spool:
+        names = [new_name() for _ in range(2000)]
+        for name in names:
+            os.rename(spool.prepare(name), spool.path / name)
+        while names[-1] not in [change.ref for change in await spool.changes()]:
+            pass
+        for name in names:
+            os.unlink(spool.path / name)
+        name = new_name()
+        os.rename(spool.prepare(name), spool.path / name)
+        while name not in [change.ref for change in await spool.changes()]:
+            pass
 
 
 async def test_events_that_were_lost_ask_for_a_scan(tmp_path: Path) -> None:

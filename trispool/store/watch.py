@@ -87,12 +87,13 @@ class DirectoryWatch:
             yield None
             while True:
                 await trio.lowlevel.wait_readable(inotify.fileno())
-                seen, lost = self._read(inotify)
+                data = os.read(inotify.fileno(), READ_BYTES)
+                seen, lost = self._digest(inotify, data)
                 if seen:
                     yield await self._look(seen)
                 if lost:
                     yield None
-                if not any(mask & ~_GONE for mask in seen.values()):
+                if len(data) < READ_BYTES // 2 and not any(mask & ~_GONE for mask in seen.values()):
                     # Only our own work, it seems, each of whose tasks is two events: take more of them at once.
                     await trio.sleep(GATHER_SECONDS)
 
@@ -124,7 +125,7 @@ class DirectoryWatch:
         else:
             self._folders[watch] = folder
 
-    def _read(self, inotify: inotify_simple.INotify) -> tuple[dict[str, int], bool]:
+    def _digest(self, inotify: inotify_simple.INotify, data: bytes) -> tuple[dict[str, int], bool]:
         """Read some events.
 
         Returns:
@@ -132,7 +133,7 @@ class DirectoryWatch:
         """
         seen: dict[str, int] = {}
         lost = False
-        for watch, mask, _, name in inotify_simple.parse_events(os.read(inotify.fileno(), READ_BYTES)):
+        for watch, mask, _, name in inotify_simple.parse_events(data):
             folder = self._folders.get(watch)
             if folder is None:
                 if mask & _Q_OVERFLOW:
