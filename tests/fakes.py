@@ -97,13 +97,18 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         return [entry for entry, _ in self.aside.values()]
 
-    async def get(self, ref: str) -> Task | None:
+    async def get(self, ref: str, *, body_limit: int | None = None) -> Task | None:
         await trio.lowlevel.checkpoint()
         if ref not in self.tasks:
             return None
         entry, task = self.tasks[ref]
         return Task(
-            entry.id, decode_vars(task.payload), task.body, task.at, task.priority, enqueued_at=entry.order[0] / 1e6
+            entry.id,
+            decode_vars(task.payload),
+            task.body[:body_limit],
+            task.at,
+            task.priority,
+            enqueued_at=entry.order[0] / 1e6,
         )
 
 

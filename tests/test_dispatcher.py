@@ -826,9 +826,9 @@ async def test_a_task_that_kills_its_workers_is_given_up_as_its_handler_says(
 
 async def test_a_suspect_counts_as_running_until_it_is_judged(autojump_clock: MockClock) -> None:
     class Slow(ByFile):
-        async def get(self, ref: str) -> Any:
+        async def get(self, ref: str, *, body_limit: int | None = None) -> Any:
             await trio.sleep(5)
-            return await super().get(ref)
+            return await super().get(ref, body_limit=body_limit)
 
     async with dispatching(store=Slow()) as rig:
         worker = rig.worker()

@@ -39,6 +39,7 @@ LAYERS: dict[str, list[list[str]]] = {
         [
             "claimed",
             "spoolwriter",
+            "spoolscan",
             "spooldir",
             "ledgerfile",
             "producer",

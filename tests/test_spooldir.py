@@ -399,3 +399,25 @@ def test_whoever_only_looks_leaves_nothing_behind(tmp_path: Path) -> None:
     put(opened)
     assert len(refs(opened)) == 1
     opened.close()
+
+
+def test_what_is_no_task_is_not_read_whole_however_long_it_is(
+    spool: SpoolDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    garbage = drop(spool, b"garbage!")
+    os.truncate(spool.absolute(garbage), 1 << 40)
+    task = drop(spool, spoolfile.encode(encode_vars({"k": "v"}), b"body"), "uwsgi_spoolfile_on_h_1_2_1_1700000000_1")
+    os.truncate(spool.absolute(task), 1 << 40)
+    with pytest.raises(Unreadable, match="modifier1"):
+        spool.claim(garbage, now=time.time() + GRACE_SECONDS)
+    assert spool.read(task, body_limit=6) == ({b"k": b"v"}, b"body\0\0")
+    assert spool.read(task, body_limit=0) == ({b"k": b"v"}, b"")
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_000, 65_531, 65_532, 65_533, 200_000])
+def test_a_body_of_any_size_is_claimed_whole(spool: SpoolDirectory, size: int) -> None:
+    body = os.urandom(size)
+    entry = put(spool, new_task({"k": "v"}, body))
+    held = spool.claim(entry.ref)
+    assert (held.vars, held.body) == ({b"k": b"v"}, body)
+    held.close()

@@ -14,16 +14,29 @@ import os
 import struct
 from typing import TYPE_CHECKING, Final
 
+from trispool import spoolfile
 from trispool.errors import TrispoolError
+from trispool.task import MAX_VARS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["ClaimedFile", "Gone", "Locked", "NotDue", "Settling", "Unclaimable", "Unreadable", "open_locked"]
+__all__ = [
+    "ClaimedFile",
+    "Gone",
+    "Locked",
+    "NotDue",
+    "Settling",
+    "Unclaimable",
+    "Unreadable",
+    "open_locked",
+    "read_task",
+]
 
 # struct flock with 64-bit offsets: l_type, l_whence, (padding), l_start, l_len, l_pid, which must be 0, (padding)
 _WRITE_LOCK: Final = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 _FLAGS: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_LONGEST_HEAD: Final = 4 + MAX_VARS
 _NOT_A_FILE: Final = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENOTDIR)
 
 
@@ -151,3 +164,30 @@ def open_locked(folder: int, ref: str) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def read_task(fd: int, size: int, body_limit: int | None = None) -> tuple[dict[bytes, bytes], bytes]:
+    """The vars and body of a spool file.
+
+    Args:
+        fd: The file, at its beginning.
+        size: Its size, bytes.
+        body_limit: Read so many bytes of the body at most.
+
+    Raises:
+        MalformedSpoolFile: It is none.
+    """
+    # The head first: what is no task is not read whole, however long it is.
+    head = _read_all(fd, min(size, _LONGEST_HEAD))
+    vars_, body = spoolfile.decode(head)
+    if body_limit is not None:
+        size = min(size, len(head) - len(body) + body_limit)
+        body = body[:body_limit]
+    return vars_, body + _read_all(fd, size - len(head)) if size > len(head) else body
+
+
+def _read_all(fd: int, size: int) -> bytes:
+    data = os.read(fd, size)
+    while len(data) < size and (more := os.read(fd, size - len(data))):  # over 2 GiB in one read
+        data += more
+    return data

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from trispool.quantities import read_bytes, read_seconds
 from trispool.retry import Backoff  # noqa: TC001 # pydantic looks it up
-from trispool.settings import HttpSettings, ListenSettings, SpoolSettings
+from trispool.settings import SHORTEST_FREQUENCY, HttpSettings, ListenSettings, SpoolSettings
 from trispool.task import MAX_VARS
 
 __all__ = ["Http", "Listen", "Root", "Spool", "host_and_port"]
@@ -161,7 +161,9 @@ class Spool(Section):
     )
     processes: int = Field(_SPOOL.processes, ge=1, description="a whole number from 1 up")
     concurrency: int = Field(_SPOOL.concurrency, ge=1, le=100_000, description="a whole number from 1 to 100,000")
-    frequency: Seconds = Field(_SPOOL.frequency, gt=0, description='a length of time above 0, such as 30 or "1m"')
+    frequency: Seconds = Field(
+        _SPOOL.frequency, ge=SHORTEST_FREQUENCY, description='a length of time of 10 ms or more, such as 30 or "1m"'
+    )
     durability: Literal["fsync", "os"] = Field("fsync", description='"fsync" or "os"')
     timeout: Seconds = Field(_SPOOL.timeout, description=f"0 (none) or {_A_LENGTH}")
     max_tasks: int = Field(_SPOOL.max_tasks, ge=0, description="a whole number, 0 for never")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 import trio
 
 from trispool.control import Health, Page, SpoolStatus, TaskDetail, TaskSummary
 from trispool.errors import TaskNotFound, TaskRefused, TrispoolError
 from trispool.listing import list_tasks, summary_of
+from trispool.settings import SHORTEST_FREQUENCY
 from trispool.task import Accepted, Entry, NewTask, Task, TaskState
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from trispool.store import SpoolStore
 
 __all__ = ["Controller", "ManagedSpool"]
+
+
+MAX_SHOWN: Final = 64 * 1024 * 1024
+"""Bytes of a body that are read into memory to be looked at; files that others drop may be of any size."""
 
 
 class ManagedSpool(Protocol):
@@ -113,8 +118,8 @@ class Controller:
     def set_frequency(self, name: str, seconds: float) -> None:
         """See `Control.set_frequency`."""
         spool = self._named(name)
-        if not (math.isfinite(seconds) and seconds > 0):
-            raise TaskRefused(f"frequency={seconds!r}: a number of seconds greater than 0 is expected")
+        if not (math.isfinite(seconds) and seconds >= SHORTEST_FREQUENCY):
+            raise TaskRefused(f"frequency={seconds!r}: {SHORTEST_FREQUENCY} seconds or more are expected")
         spool.set_frequency(seconds)
 
     def pause(self, name: str) -> None:
@@ -152,19 +157,21 @@ class Controller:
                 attempts = await spool.ledger.attempts(task_id)
                 if task is None:
                     return TaskDetail(summary, None, None, attempts)
+                if len(task.body) > MAX_SHOWN:
+                    raise TaskRefused("the body is too large to be shown; its file is in the spool", status=413)
                 return TaskDetail(summary, task.vars, task.body, attempts)
         raise TaskNotFound(f"there is no task {task_id!r}")
 
     async def _find(self, spool: ManagedSpool, task_id: str) -> tuple[TaskSummary, Task | None] | None:
         item = spool.backlog.find(task_id)
         if item is not None:
-            return summary_of(spool, item), await spool.store.get(item.entry.ref)
+            return summary_of(spool, item), await spool.store.get(item.entry.ref, body_limit=MAX_SHOWN + 1)
         last = await spool.ledger.last(task_id)
         for entry in await spool.store.dead():
             if entry.id == task_id:
                 last = last or TaskSummary(task_id, "", TaskState.DEAD, entry.at, None, entry.order[0] / 1e6)
                 dead = replace(last, spool=spool.name, state=TaskState.DEAD)
-                return dead, await spool.store.get(entry.ref)
+                return dead, await spool.store.get(entry.ref, body_limit=MAX_SHOWN + 1)
         if last is None:
             return None
         return replace(last, spool=spool.name), None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from trispool.retry import RetryPolicy
 
-__all__ = ["Config", "HttpSettings", "ListenSettings", "SpoolSettings"]
+__all__ = ["SHORTEST_FREQUENCY", "Config", "HttpSettings", "ListenSettings", "SpoolSettings"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,10 @@ class HttpSettings:
     keyfile: str | None = None
     allow_networks: tuple[str, ...] = ()
     max_body: int = 64 * 1024 * 1024
+
+
+SHORTEST_FREQUENCY: Final = 0.01
+"""Seconds; a spool that is scanned without a pause does nothing else."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,19 +30,18 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from trispool import spoolfile
-from trispool.claimed import ClaimedFile, Gone, NotDue, Settling, Unclaimable, Unreadable, open_locked
+from trispool.claimed import ClaimedFile, Gone, NotDue, Settling, Unclaimable, Unreadable, open_locked, read_task
 from trispool.errors import MalformedSpoolFile, TrispoolError
+from trispool.spoolscan import DEAD, STATE_DIR, TMP, entry_of, priorities, scan, set_aside_in
 from trispool.spoolwriter import NANO, SpoolWriter, unavailable
-from trispool.task import Entry, NewTask
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Mapping, Sequence
+    from collections.abc import Generator, Mapping, Sequence
 
-__all__ = ["GRACE_SECONDS", "SETTLE_SECONDS", "SpoolDirectory"]
+    from trispool.task import Entry, NewTask
 
+__all__ = ["GRACE_SECONDS", "SpoolDirectory"]
 
-SETTLE_SECONDS: Final = 1.0
-"""A file that appeared by itself and was not closed by its writer is left alone this long (a link, a slow copy)."""
 
 GRACE_SECONDS: Final = 5.0
 """A short or empty file may still be in the making until it has not changed for this long; then it is set aside."""
@@ -50,13 +49,7 @@ GRACE_SECONDS: Final = 5.0
 STALE_TMP_SECONDS: Final = 3600.0
 """What lies this long under `.trispool/tmp` was left by a process that died; nobody was told that it is kept."""
 
-SCAN_CHUNK: Final = 256
-"""Files looked at (about 3 µs each) before a scan hands over what it found."""
-
 _FOLDER_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_STATE_DIR: Final = ".trispool"
-_TMP: Final = f"{_STATE_DIR}/tmp"
-_DEAD: Final = f"{_STATE_DIR}/dead"
 
 
 class SpoolDirectory:
@@ -102,10 +95,10 @@ class SpoolDirectory:
 
     def _open_temporary(self) -> int:
         self._make_folders()
-        return os.open(_TMP, _FOLDER_FLAGS, dir_fd=self.fd)
+        return os.open(TMP, _FOLDER_FLAGS, dir_fd=self.fd)
 
     def _make_folders(self) -> None:
-        for name in (_STATE_DIR, _TMP, _DEAD):
+        for name in (STATE_DIR, TMP, DEAD):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(name, 0o700, dir_fd=self.fd)
 
@@ -116,7 +109,7 @@ class SpoolDirectory:
             OSError: There is none, or it cannot be used.
         """
         # One look at the deepest of them tells of all.
-        if self._writer is not None and _is_at(self._writer.temporary, f"{self.path}/{_TMP}"):
+        if self._writer is not None and _is_at(self._writer.temporary, f"{self.path}/{TMP}"):
             return
         with self._following:
             if not _is_at(self.fd, self.path):
@@ -127,7 +120,7 @@ class SpoolDirectory:
                 finally:
                     os.close(there)
                 self.replaced += 1
-            if self._writer is not None and not _is_at(self._writer.temporary, f"{self.path}/{_TMP}"):
+            if self._writer is not None and not _is_at(self._writer.temporary, f"{self.path}/{TMP}"):
                 self._writer.move(self._open_temporary())
 
     def close(self) -> None:
@@ -190,9 +183,8 @@ class SpoolDirectory:
                 now = time.time()
             if at > now:
                 raise NotDue(at)
-            data = _read_all(fd, status.st_size)
             try:
-                vars_, body = spoolfile.decode(data)
+                vars_, body = read_task(fd, status.st_size)
             except MalformedSpoolFile as error:
                 if error.incomplete and now - status.st_ctime_ns / NANO < GRACE_SECONDS:
                     raise Settling from None
@@ -233,7 +225,7 @@ class SpoolDirectory:
                 return False
             name = ref.rpartition("/")[2]
             for number in itertools.count():
-                target = f"{_DEAD}/{name}{f'.{number}' if number else ''}"
+                target = f"{DEAD}/{name}{f'.{number}' if number else ''}"
                 try:
                     os.link(ref, target, src_dir_fd=self.fd, dst_dir_fd=self.fd, follow_symlinks=False)
                 except FileExistsError:
@@ -272,61 +264,15 @@ class SpoolDirectory:
             return None
         if not stat.S_ISREG(status.st_mode):
             return None
-        return _entry(name, ref, status, priority, time.time())
+        return entry_of(name, ref, status, priority, time.time())
 
     def scan(self, foreign: dict[str, str] | None = None) -> Generator[list[Entry], None, None]:
-        """All spool files, in the order of the directory, in chunks.
-
-        Args:
-            foreign: Filled with what else lies in the spool: name to what it is.
-
-        Raises:
-            OSError: The directory cannot be read.
-        """
-        if foreign is None:
-            foreign = {}
-        others: list[os.DirEntry[str]] = []
-        yield from self._scan_folder("", None, foreign, others)
-        for priority, folder in sorted(_priority_folders(others)):
-            # It may have been removed since.
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                yield from self._scan_folder(folder, priority, foreign, others)
-        for entry in others:
-            if entry.name != _STATE_DIR and not _is_priority_folder(entry):
-                shown = os.fsencode(os.path.relpath(entry.path, self.path)).decode(errors="replace")
-                foreign[shown] = "not a spool file"
-
-    def _scan_folder(
-        self, folder: str, priority: int | None, foreign: dict[str, str], others: list[os.DirEntry[str]]
-    ) -> Generator[list[Entry], None, None]:
-        chunk: list[Entry] = []
-        now = time.time()
-        prefix = f"{folder}/" if folder else ""
-        # By path, not by descriptor: os.scandir on a descriptor shares its read position with other scans.
-        with os.scandir(f"{self.path}/{folder}") as entries:
-            for entry in entries:
-                name = entry.name
-                if not spoolfile.is_spool_name(name):
-                    others.append(entry)
-                    continue
-                try:
-                    status = entry.stat(follow_symlinks=False)
-                except FileNotFoundError:
-                    continue
-                if not stat.S_ISREG(status.st_mode):
-                    foreign[prefix + name] = "not a regular file"
-                    continue
-                chunk.append(_entry(name, prefix + name, status, priority, now))
-                if len(chunk) >= SCAN_CHUNK:
-                    yield chunk
-                    chunk = []
-        if chunk:
-            yield chunk
+        """All spool files; see `trispool.spoolscan.scan`."""
+        return scan(self.path, {} if foreign is None else foreign)
 
     def priorities(self) -> list[str]:
         """The names of the priority directories, the most urgent first."""
-        with os.scandir(self.path) as entries:
-            return [folder for _, folder in sorted(_priority_folders(entries))]
+        return priorities(self.path)
 
     def names(self) -> list[str]:
         """The absolute paths of all waiting tasks, those for later included."""
@@ -338,22 +284,14 @@ class SpoolDirectory:
         Raises:
             OSError: It cannot be read.
         """
-        found: list[Entry] = []
-        now = time.time()
-        try:
-            entries = os.scandir(f"{self.path}/{_DEAD}")
-        except FileNotFoundError:
-            return found
-        with entries:
-            for entry in entries:
-                with contextlib.suppress(FileNotFoundError):
-                    status = entry.stat(follow_symlinks=False)
-                    ref = f"{_DEAD}/{entry.name}"
-                    found.append(_entry(entry.name, ref, status, None, now))
-        return found
+        return set_aside_in(self.path)
 
-    def read(self, ref: str) -> tuple[Mapping[bytes, bytes], bytes]:
+    def read(self, ref: str, body_limit: int | None = None) -> tuple[Mapping[bytes, bytes], bytes]:
         """The vars and body of a task, without claiming it.
+
+        Args:
+            ref: The task.
+            body_limit: Read so many bytes of the body at most.
 
         Raises:
             Gone: There is no such file.
@@ -366,7 +304,7 @@ class SpoolDirectory:
         except OSError as error:
             raise Unreadable(error.strerror or str(error)) from error
         try:
-            return spoolfile.decode(_read_all(fd, os.fstat(fd).st_size))
+            return read_task(fd, os.fstat(fd).st_size, body_limit)
         except (MalformedSpoolFile, OSError) as error:
             raise Unreadable(str(error)) from None
         finally:
@@ -379,11 +317,11 @@ class SpoolDirectory:
             How many files that were.
         """
         removed = 0
-        with os.scandir(f"{self.path}/{_TMP}") as entries:
+        with os.scandir(f"{self.path}/{TMP}") as entries:
             for entry in entries:
                 with contextlib.suppress(OSError):
                     if time.time() - entry.stat(follow_symlinks=False).st_ctime > STALE_TMP_SECONDS:
-                        os.unlink(f"{_TMP}/{entry.name}", dir_fd=self.fd)
+                        os.unlink(f"{TMP}/{entry.name}", dir_fd=self.fd)
                         removed += 1
         return removed
 
@@ -394,26 +332,3 @@ def _is_at(fd: int, path: str) -> bool:
         return os.path.samestat(os.fstat(fd), os.stat(path))
     except FileNotFoundError:
         return False
-
-
-def _entry(name: str, ref: str, status: os.stat_result, priority: int | None, now: float) -> Entry:
-    at = status.st_mtime_ns / NANO
-    fresh = now - status.st_ctime_ns / NANO < SETTLE_SECONDS
-    return Entry(name, ref, at, priority, spoolfile.order_of(name, at), fresh)
-
-
-def _is_priority_folder(entry: os.DirEntry[str]) -> bool:
-    return spoolfile.is_priority_name(entry.name) is not None and entry.is_dir(follow_symlinks=False)
-
-
-def _priority_folders(entries: Iterable[os.DirEntry[str]]) -> list[tuple[int, str]]:
-    return [
-        (spoolfile.is_priority_name(entry.name) or 0, entry.name) for entry in entries if _is_priority_folder(entry)
-    ]
-
-
-def _read_all(fd: int, size: int) -> bytes:
-    data = os.read(fd, size)
-    while len(data) < size and (more := os.read(fd, size - len(data))):  # over 2 GiB in one read
-        data += more
-    return data

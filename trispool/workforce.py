@@ -153,7 +153,7 @@ async def handler_asked_for(claim: Claim, store: SpoolStore, handlers: Collectio
     if claim.content is not None:
         name = decode_vars(claim.content[0]).get(b"handler", b"")
     else:
-        task = await store.get(claim.ref)
+        task = await store.get(claim.ref, body_limit=0)
         name = task.vars.get(b"handler", b"") if task else b""
     handler = name.decode(errors="replace")
     return handler if handler in handlers else None

@@ -118,6 +118,11 @@ class SpoolStore(Protocol):
         """
         ...
 
-    async def get(self, ref: str) -> Task | None:
-        """The waiting task at `ref`, or None if it is gone or unreadable."""
+    async def get(self, ref: str, *, body_limit: int | None = None) -> Task | None:
+        """The waiting task at `ref`, or None if it is gone or unreadable.
+
+        Args:
+            ref: The task.
+            body_limit: Give so many bytes of its body at most.
+        """
         ...

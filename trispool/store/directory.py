@@ -196,13 +196,13 @@ class DirectoryStore:
         except OSError as error:
             raise SpoolUnavailable(f"what was set aside cannot be read: {error.strerror or error}") from error
 
-    async def get(self, ref: str) -> Task | None:
+    async def get(self, ref: str, *, body_limit: int | None = None) -> Task | None:
         """See `SpoolStore.get`."""
 
         def read() -> Task | None:
             entry = self._opened.look(ref)
             try:
-                vars_, body = self._opened.read(ref)
+                vars_, body = self._opened.read(ref, body_limit)
             except Unclaimable:
                 return None
             if entry is None:

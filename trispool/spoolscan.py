@@ -1,0 +1,134 @@
+"""Looking through a spool directory: what lies there, without opening it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import time
+from typing import TYPE_CHECKING, Final
+
+from trispool import spoolfile
+from trispool.spoolwriter import NANO
+from trispool.task import Entry
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable
+
+__all__ = ["DEAD", "SETTLE_SECONDS", "STATE_DIR", "TMP", "entry_of", "priorities", "scan", "set_aside_in"]
+
+SETTLE_SECONDS: Final = 1.0
+"""A file that appeared by itself and was not closed by its writer is left alone this long (a link, a slow copy)."""
+
+SCAN_CHUNK: Final = 256
+"""Files looked at (about 5 µs each) before a scan hands over what it found."""
+
+STATE_DIR: Final = ".trispool"
+TMP: Final = f"{STATE_DIR}/tmp"
+DEAD: Final = f"{STATE_DIR}/dead"
+
+
+def entry_of(name: str, ref: str, status: os.stat_result, priority: int | None, now: float) -> Entry:
+    """The task that a file is.
+
+    Args:
+        name: The file's name.
+        ref: Its path below the spool directory.
+        status: Its lstat.
+        priority: That of its directory.
+        now: Unix seconds.
+    """
+    at = status.st_mtime_ns / NANO
+    fresh = now - status.st_ctime_ns / NANO < SETTLE_SECONDS
+    return Entry(name, ref, at, priority, spoolfile.order_of(name, at), fresh)
+
+
+def scan(path: str, foreign: dict[str, str]) -> Generator[list[Entry], None, None]:
+    """All spool files of a directory, in its order, in chunks.
+
+    Args:
+        path: The spool directory.
+        foreign: Filled with what else lies in the spool: name to what it is.
+
+    Raises:
+        OSError: The directory cannot be read.
+    """
+    others: list[os.DirEntry[str]] = []
+    yield from _scan_folder(path, "", None, foreign, others)
+    for priority, folder in sorted(_priority_folders(others)):
+        # It may have been removed since.
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            yield from _scan_folder(path, folder, priority, foreign, others)
+    for entry in others:
+        if entry.name != STATE_DIR and not _is_priority_folder(entry):
+            shown = os.fsencode(os.path.relpath(entry.path, path)).decode(errors="replace")
+            foreign[shown] = "not a spool file"
+
+
+def _scan_folder(
+    path: str, folder: str, priority: int | None, foreign: dict[str, str], others: list[os.DirEntry[str]]
+) -> Generator[list[Entry], None, None]:
+    chunk: list[Entry] = []
+    now = time.time()
+    prefix = f"{folder}/" if folder else ""
+    # By path, not by descriptor: os.scandir on a descriptor shares its read position with other scans.
+    with os.scandir(f"{path}/{folder}") as entries:
+        for entry in entries:
+            name = entry.name
+            if not spoolfile.is_spool_name(name):
+                others.append(entry)
+                continue
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            if not stat.S_ISREG(status.st_mode):
+                foreign[prefix + name] = "not a regular file"
+                continue
+            chunk.append(entry_of(name, prefix + name, status, priority, now))
+            if len(chunk) >= SCAN_CHUNK:
+                yield chunk
+                chunk = []
+    if chunk:
+        yield chunk
+
+
+def priorities(path: str) -> list[str]:
+    """The names of a spool's priority directories, the most urgent first.
+
+    Raises:
+        OSError: The directory cannot be read.
+    """
+    with os.scandir(path) as entries:
+        return [folder for _, folder in sorted(_priority_folders(entries))]
+
+
+def set_aside_in(path: str) -> list[Entry]:
+    """The tasks that have been set aside; `ref` is then the path below the spool directory, too.
+
+    Raises:
+        OSError: They cannot be read.
+    """
+    found: list[Entry] = []
+    now = time.time()
+    try:
+        entries = os.scandir(f"{path}/{DEAD}")
+    except FileNotFoundError:
+        return found
+    with entries:
+        for entry in entries:
+            if spoolfile.is_spool_name(entry.name):
+                with contextlib.suppress(FileNotFoundError):
+                    status = entry.stat(follow_symlinks=False)
+                    found.append(entry_of(entry.name, f"{DEAD}/{entry.name}", status, None, now))
+    return found
+
+
+def _is_priority_folder(entry: os.DirEntry[str]) -> bool:
+    return spoolfile.is_priority_name(entry.name) is not None and entry.is_dir(follow_symlinks=False)
+
+
+def _priority_folders(entries: Iterable[os.DirEntry[str]]) -> list[tuple[int, str]]:
+    return [
+        (spoolfile.is_priority_name(entry.name) or 0, entry.name) for entry in entries if _is_priority_folder(entry)
+    ]
