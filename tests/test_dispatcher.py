@@ -49,6 +49,11 @@ class Said:
     detail: object = None
 
 
+def says(*, retries: int | None = None, backoff: float | None = None, default: bool = False) -> dict[str, object]:
+    """What a worker says of a handler."""
+    return {"retries": retries, "backoff": backoff, "default": default}
+
+
 class FakeWorker:
     """Takes tasks and says of them what the test wants.
 
@@ -465,7 +470,7 @@ async def test_what_ran_well_is_done_and_recorded(autojump_clock: MockClock) -> 
         (task_id,) = await rig.add(task(at=now() + 2, priority=4))
         await trio.sleep(5)
         started_at = BASE + 2.5
-        worker.report(code="ok", started_at=started_at, run_seconds=1.5, handler="encode")
+        worker.report(code="ok", started_at=started_at, run_seconds=1.5, handler="encode", error=None)
         await settled()
         (row,) = rig.history.rows
         assert (row.task, row.number, row.outcome, row.state, row.worker, row.handler) == (
@@ -595,9 +600,9 @@ async def test_ignore_is_looked_at_again_and_not_counted(autojump_clock: MockClo
 
 async def test_handlers_have_policies_of_their_own(autojump_clock: MockClock) -> None:
     handlers = {
-        "brief": {"retries": 1, "backoff": 2.0},
-        "patient": {"retries": None, "backoff": 7.0},
-        "stubborn": {"retries": 9, "backoff": None},
+        "brief": says(retries=1, backoff=2.0),
+        "patient": says(backoff=7.0),
+        "stubborn": says(retries=9),
     }
     times: dict[str, list[float]] = {}
     async with dispatching(policy=RetryPolicy(max_attempts=3, backoff=5.0)) as rig:
@@ -616,9 +621,9 @@ async def test_handlers_have_policies_of_their_own(autojump_clock: MockClock) ->
 
 async def test_the_policy_is_that_of_the_worker_that_ran_it(autojump_clock: MockClock) -> None:
     async with dispatching() as rig:
-        old = rig.worker(1, handlers={"h": {"retries": 0, "backoff": None}})
+        old = rig.worker(1, handlers={"h": says(retries=0)})
         old.die("exited with code 0")
-        new = rig.worker(2, handlers={"h": {"retries": None, "backoff": None}})
+        new = rig.worker(2, handlers={"h": says()})
         await rig.add(task())
         await settled()
         new.report(code="failed", handler="h")
@@ -810,7 +815,7 @@ class ByFile(MemoryStore):
 async def test_a_task_that_kills_its_workers_is_given_up_as_its_handler_says(
     store: type[MemoryStore], cause: str, autojump_clock: MockClock
 ) -> None:
-    handlers = {"h": {"retries": 1, "backoff": 3.0}}
+    handlers = {"h": says(retries=1, backoff=3.0)}
     async with dispatching(store=store()) as rig:
         deadly, other = await rig.add(new_task({"handler": "h"}), new_task({"handler": "nobody"}))
         for pid in range(1, 3):
@@ -822,6 +827,33 @@ async def test_a_task_that_kills_its_workers_is_given_up_as_its_handler_says(
         assert [(start.id, start.at) for start in rig.starts] == [(deadly, 0), (other, 0), (deadly, 5)]
         assert list(rig.store.aside) == [deadly]
         assert [row.handler for row in rig.history.rows] == ["h", None, "h"]
+
+
+@pytest.mark.parametrize("variables", [{"n": "1"}, {"handler": "nobody"}])
+async def test_a_task_that_names_no_handler_is_given_up_as_the_default_one_says(
+    variables: dict[str, str], autojump_clock: MockClock
+) -> None:
+    async with dispatching() as rig:
+        worker = rig.worker(handlers={"h": says(), "d": says(retries=0, default=True)})
+        (task_id,) = await rig.add(new_task(variables))
+        await settled()
+        worker.die("killed by signal 11 (SIGSEGV)")
+        await settled()
+        assert list(rig.store.aside) == [task_id]
+
+
+@pytest.mark.parametrize("code", ["failed", "retry", "timeout"])
+async def test_what_a_dead_worker_could_not_tell_the_handler_of_is_read_for_it(
+    code: str, autojump_clock: MockClock
+) -> None:
+    async with dispatching(store=ByFile()) as rig:
+        worker = rig.worker(handlers={"h": says(retries=0)})
+        (task_id,) = await rig.add(new_task({"handler": "h"}))
+        await settled()
+        worker.report(code=code)
+        await settled()
+        assert list(rig.store.aside) == [task_id]
+        assert [row.handler for row in rig.history.rows] == ["h"]
 
 
 async def test_a_suspect_counts_as_running_until_it_is_judged(autojump_clock: MockClock) -> None:

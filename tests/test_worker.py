@@ -49,7 +49,7 @@ def test_worker_is_ready_with_what_its_handlers_say_when_they_are_imported(tmp_p
         from trispool import handler
         @handler(retries=5, backoff=(1, 2.5), timeout=60, concurrency=3)
         def a(): ...
-        @handler
+        @handler(default=True)
         def b(): ...
         """,
     )
@@ -59,7 +59,7 @@ def test_worker_is_ready_with_what_its_handlers_say_when_they_are_imported(tmp_p
             False,
             {
                 "a": HandlerInfo(retries=5, backoff=[1, 2.5], timeout=60, concurrency=3),
-                "b": HandlerInfo(),
+                "b": HandlerInfo(default=True),
             },
         )
         assert worker.quit() == 0

@@ -26,6 +26,7 @@ from trispool.store import Claim
 from trispool.task import AttemptRow, Entry, NewTask, Retrying
 from trispool.workforce import (
     RAN,
+    RAN_BADLY,
     UNREADABLE,
     DispatcherSettings,
     History,
@@ -97,7 +98,7 @@ class Dispatcher:
         self._to_finish: list[Claim] = []
         self._to_release: list[Claim] = []
         self._to_set_aside: deque[tuple[Running, str, AttemptRow]] = deque()
-        self._to_judge: deque[tuple[dict[str, RetryPolicy], Running, Loss]] = deque()
+        self._to_judge: deque[tuple[dict[str, RetryPolicy], Running, Report]] = deque()
 
     # What an operator and the faces do
 
@@ -188,7 +189,10 @@ class Dispatcher:
             if running is None:
                 continue
             if report.code in RAN:
-                self._attempt_ended(policies, running, report, now)
+                if report.handler is None and report.code in RAN_BADLY:
+                    self._judge_later(policies, running, report)
+                else:
+                    self._attempt_ended(policies, running, report, report.handler, now)
             else:
                 self._not_run(running, report, now)
         self._wake.set()
@@ -206,9 +210,7 @@ class Dispatcher:
         for claim in suspects:
             if running := self.backlog.ended(claim.ref):
                 outcome = "timeout" if cause.startswith("harakiri") else "lost"
-                # Whose it was only the task itself can tell, and that has to be read first.
-                self.backlog.keep(running)
-                self._to_judge.append((policies, running, Loss(claim, outcome, running.given_at, now, cause)))
+                self._judge_later(policies, running, Loss(claim, outcome, running.given_at, now, cause))
         self._wake.set()
 
     def worker_progress(self, worker: Worker, task_id: str, fraction: float, text: str) -> None:
@@ -225,12 +227,21 @@ class Dispatcher:
         """A handler has written a line."""
         self._log.info("handler_output", task=task_id, stream=stream, worker=worker.pid, line=line)
 
-    def _attempt_ended(self, policies: Mapping[str, RetryPolicy], running: Running, report: Report, now: float) -> None:
+    def _judge_later(self, policies: dict[str, RetryPolicy], running: Running, report: Report) -> None:
+        # The worker did not live to tell whose the task was. It is read for that.
+        self.backlog.keep(running)
+        self._to_judge.append((policies, running, report))
+
+    def _attempt_ended(
+        self, policies: Mapping[str, RetryPolicy], running: Running, report: Report, handler: str | None, now: float
+    ) -> None:
         entry, code = running.entry, report.code
         self.counts[code] += 1
-        row = row_of_attempt(running, report)
+        row = row_of_attempt(running, report, handler)
         if code == "ok":
-            self._finished(running, report.claim)
+            self._to_finish.append(report.claim)
+            if self.backlog.finished(entry.id):
+                self._history.forget(entry.id)
             self._history.record(row)
             return
         if code != "retry":
@@ -239,7 +250,7 @@ class Dispatcher:
                 task=entry.id,
                 attempt=running.attempt,
                 outcome=code,
-                handler=report.handler,
+                handler=handler,
                 error=report.error,
                 traceback=report.traceback,
             )
@@ -247,7 +258,7 @@ class Dispatcher:
             code,
             running.attempt,
             now,
-            policy=policies.get(report.handler or "", self._settings.policy),
+            policy=policies.get(handler or "", self._settings.policy),
             frequency=self.backlog.frequency,
             jitter=random.random(),
             retry_at=report.retry_at,
@@ -259,11 +270,6 @@ class Dispatcher:
         self._to_release.append(report.claim)
         self._history.remember(self.backlog.wait_again(running, decision, now, report.error or code))
         self._history.record(row)
-
-    def _finished(self, running: Running, claim: Claim) -> None:
-        self._to_finish.append(claim)
-        if self.backlog.finished(running.entry.id):
-            self._history.forget(running.entry.id)
 
     def _not_run(self, running: Running, report: Report, now: float) -> None:
         code, entry = report.code, running.entry
@@ -308,11 +314,11 @@ class Dispatcher:
     async def settle(self) -> None:
         """Tell the store what the workers' reports mean for it; what a cancelled call leaves, the next one does."""
         while self._to_judge:
-            policies, running, loss = self._to_judge[0]
-            loss.handler = await handler_asked_for(loss.claim, self._store, policies)
+            policies, running, report = self._to_judge[0]
+            handler = await handler_asked_for(report.claim, self._store, policies)
             self._to_judge.popleft()
             self.backlog.ended(running.entry.ref)
-            self._attempt_ended(policies, running, loss, self._clock())
+            self._attempt_ended(policies, running, report, handler, self._clock())
         if self._to_finish:
             done = tuple(self._to_finish)
             await self._store.finish(done)

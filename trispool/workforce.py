@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RAN",
+    "RAN_BADLY",
     "UNREADABLE",
     "DispatcherSettings",
     "History",
@@ -32,6 +33,9 @@ __all__ = [
 
 RAN: Final = frozenset({"ok", "retry", "ignore", "failed", "timeout"})
 """The codes of reports of tasks that were run; others could not be."""
+
+RAN_BADLY: Final = frozenset({"retry", "failed", "timeout"})
+"""Those of them for which it matters whose handler it was."""
 
 UNREADABLE: Final = "set_aside"
 """The outcome in the history of what was no task."""
@@ -92,7 +96,7 @@ class Worker(Protocol):
 
     @property
     def handlers(self) -> Mapping[str, Mapping[str, Any]]:
-        """What the handlers say of themselves, by name: `retries`, `backoff`, …; None: as the spool has it."""
+        """What the handlers say of themselves, by name; see `trispool.worker.frames.HandlerInfo`."""
         ...
 
     def give(self, claims: Sequence[Claim], attempts: Sequence[int]) -> None:
@@ -121,7 +125,7 @@ class Loss:
 
     retry_at: float | None = None
     traceback: str | None = None
-    handler: str | None = None
+    handler = None
     detail: object = None
 
     def __init__(self, claim: Claim, code: str, started_at: float, now: float, error: str) -> None:
@@ -133,19 +137,21 @@ class Loss:
 
 
 def policies_of(worker: Worker, default: RetryPolicy) -> dict[str, RetryPolicy]:
-    """When the tasks of each handler of a worker are tried again.
+    """When the tasks of each handler of a worker are tried again; those that name none are under the empty name.
 
     Args:
         worker: The worker.
         default: Of the spool, for what a handler does not say.
     """
-    return {
-        name: RetryPolicy(
+    policies = {"": default}
+    for name, handler in worker.handlers.items():
+        policies[name] = RetryPolicy(
             default.max_attempts if handler["retries"] is None else handler["retries"] + 1,
             default.backoff if handler["backoff"] is None else handler["backoff"],
         )
-        for name, handler in worker.handlers.items()
-    }
+        if handler["default"]:
+            policies[""] = policies[name]
+    return policies
 
 
 async def handler_asked_for(claim: Claim, store: SpoolStore, handlers: Collection[str]) -> str | None:
@@ -156,10 +162,10 @@ async def handler_asked_for(claim: Claim, store: SpoolStore, handlers: Collectio
         task = await store.get(claim.ref, body_limit=0)
         name = task.vars.get(b"handler", b"") if task else b""
     handler = name.decode(errors="replace")
-    return handler if handler in handlers else None
+    return handler if handler and handler in handlers else None
 
 
-def row_of_attempt(running: Running, report: Report) -> AttemptRow:
+def row_of_attempt(running: Running, report: Report, handler: str | None) -> AttemptRow:
     """What the history says of an attempt."""
     entry = running.entry
     # By position, and not by name: every task makes one.
@@ -172,7 +178,7 @@ def row_of_attempt(running: Running, report: Report) -> AttemptRow:
         max(0.0, report.started_at - running.due_at),
         report.run_seconds,
         running.worker_pid,
-        report.handler,
+        handler,
         report.error,
         report.traceback,
         entry.at,

@@ -123,7 +123,9 @@ class _Worker:
         from trispool.worker.claims import Places
 
         places = Places(self._directory.fd if self._directory is not None and not setup.chdir else None)
-        link.send(("ready", registry.has_async, {found.name: _describe(found) for found in registry}))
+        default = registry.default if compat.get("spooler") is None else None
+        handlers = {found.name: _describe(found, is_default=found is default) for found in registry}
+        link.send(("ready", registry.has_async, handlers))
         parts = setup, link, self._board, self._directory, places, self._streams, compat, self._take
         if registry.has_async:
             from trispool.worker.asyncloop import AsyncLoop
@@ -183,8 +185,9 @@ def _no_task() -> None:
     return None
 
 
-def _describe(found: Handler[..., Any]) -> frames.HandlerInfo:
+def _describe(found: Handler[..., Any], *, is_default: bool) -> frames.HandlerInfo:
     return frames.HandlerInfo(
+        default=is_default,
         retries=found.retries,
         backoff=found.backoff,
         timeout=found.timeout,

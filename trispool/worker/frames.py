@@ -130,8 +130,13 @@ class SetFrequency(msgspec.Struct, array_like=True, tag="frequency", frozen=True
 
 
 class HandlerInfo(msgspec.Struct, frozen=True):
-    """What the service must know of a handler; None: as the spool has it."""
+    """What the service must know of a handler; None: as the spool has it.
 
+    Attributes:
+        default: Whether it runs the tasks that name none.
+    """
+
+    default: bool = False
     retries: int | None = None
     backoff: Literal["frequency", "exponential"] | float | Sequence[float] | None = None
     timeout: float | None = None
