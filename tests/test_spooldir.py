@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -19,16 +18,6 @@ from trispool.errors import SpoolUnavailable, TaskRefused
 from trispool.packet import encode_vars, new_task
 from trispool.spooldir import GRACE_SECONDS, SpoolDirectory
 from trispool.task import Entry, NewTask
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture
-def spool(tmp_path: Path) -> Iterator[SpoolDirectory]:
-    opened = SpoolDirectory(tmp_path / "spool")
-    yield opened
-    opened.close()
 
 
 def put(spool: SpoolDirectory, task: NewTask | None = None) -> Entry:

@@ -17,26 +17,12 @@ from tests.worker_support import (
     write_handlers,
 )
 from trispool.packet import new_task
-from trispool.spooldir import SpoolDirectory
 from trispool.worker.frames import HandlerInfo, Ready, Setup
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[Gate]:
-    made = Gate(tmp_path / "gate")
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def spool(tmp_path: Path) -> Iterator[SpoolDirectory]:
-    made = SpoolDirectory(tmp_path / "spool")
-    yield made
-    made.close()
+    from trispool.spooldir import SpoolDirectory
 
 
 # Importing

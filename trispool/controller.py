@@ -11,16 +11,13 @@ import trio
 
 from trispool.control import Health, Page, SpoolStatus, TaskDetail, TaskSummary
 from trispool.errors import TaskNotFound, TaskRefused, TrispoolError
-from trispool.listing import list_tasks, summary_of
+from trispool.listing import Listable, list_tasks, summary_of
 from trispool.settings import SHORTEST_FREQUENCY
 from trispool.task import Accepted, Entry, NewTask, Task, TaskState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from trispool.backlog import Backlog
-    from trispool.ledger import Ledger
-    from trispool.store import SpoolStore
 
 __all__ = ["Controller", "ManagedSpool"]
 
@@ -29,17 +26,8 @@ MAX_SHOWN: Final = 64 * 1024 * 1024
 """Bytes of a body that are read into memory to be looked at; files that others drop may be of any size."""
 
 
-class ManagedSpool(Protocol):
+class ManagedSpool(Listable, Protocol):
     """One spool of the service; see `trispool.livespool.LiveSpool`."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def backlog(self) -> Backlog: ...
-    @property
-    def store(self) -> SpoolStore: ...
-    @property
-    def ledger(self) -> Ledger: ...
 
     async def enqueue(self, tasks: Sequence[NewTask]) -> Sequence[Entry | TrispoolError]: ...
     async def scan_now(self) -> None: ...
