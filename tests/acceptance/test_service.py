@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import resource
-import shutil
 import signal
 import socket
 import subprocess
@@ -213,8 +212,9 @@ def test_what_is_removed_from_under_the_service_comes_back(
 ) -> None:
     service = make(frequency=0.2).start()
     service.send({"n": "before"})
-    telling.next(event="note", n="before")
-    shutil.rmtree(service.spool / what)
+    task = telling.next(event="note", n="before")["task"]
+    service.wait_until(lambda: service.get(f"/tasks/{task}")["state"] == "done", "done")
+    subprocess.run(["rm", "-rf", service.spool / what], check=True)
     if not what:
         assert service.send({"n": "nowhere"}) == REFUSED
         service.wait_until(lambda: service.request("GET", "/healthz")[0] == 503, "ill")
