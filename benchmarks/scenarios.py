@@ -41,6 +41,9 @@ SHORTEST: Final = 1
 """Seconds: the shortest frequency that uWSGI knows. It looks for due tasks, and for those of which it has missed the
 signal because all its spoolers were busy, once in so long."""
 
+OLD_SECONDS: Final = 2.0
+"""Files that wait are older. trispool leaves one of the last second alone for another: it may still be written to."""
+
 DAY: Final = 86_400.0
 
 
@@ -130,6 +133,7 @@ def drain(kind: Kind, folder: Path, sizes: Sizes) -> Mapping[Measure, float]:
     _fill(spool, sizes.drain)
     # Files that are still on their way to the disk would be waited for by whoever deletes them.
     os.sync()
+    time.sleep(OLD_SECONDS)
     began = time.monotonic()
     with running(kind, folder) as server:
         server.wait_for(sizes.drain, PATIENCE, poll=0.01)
