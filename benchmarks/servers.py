@@ -161,7 +161,9 @@ def running(kind: Kind, folder: Path, *, frequency: int = 30) -> Iterator[Server
         try:
             yield server
         except OSError:
-            server.check()  # its end is the better news
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(1)
+            server.check()  # that it has ended is the better news
             raise
     finally:
         records.close()
