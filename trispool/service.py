@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import os
 import resource
 import signal
@@ -93,6 +94,10 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Bound] = trio.TA
                         await working.start(spool.run)
                     async with trio.open_nursery() as faces:
                         bound = await _start_faces(config, control, spools, faces, urls)
+                        # What is there now stays. Looked through by every full collection it took 25 ms, and 75 ms with
+                        # a million scheduled tasks, during which nobody is served.
+                        gc.collect()
+                        gc.freeze()
                         task_status.started(bound)
                         await _wait_for_stop(signals, spools)
                         faces.cancel_scope.cancel()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
 from typing import TYPE_CHECKING, Final
 
 import inotify_simple
@@ -21,7 +22,7 @@ from trispool import spoolfile
 from trispool.store import Change
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Iterator, Sequence
 
     from trispool.spooldir import SpoolDirectory
 
@@ -50,10 +51,22 @@ _WATCHED: Final = (
     | int(flags.ONLYDIR)
 )
 
+_HEADER: Final = struct.Struct("iIII")  # watch descriptor, mask, cookie, size of the name with its padding
+
 GATHER_SECONDS: Final = 0.005
 """How long not to look at events after some that told nothing new: the most that a file of others then waits."""
 
 _log = structlog.get_logger()
+
+
+def _events(data: bytes) -> Iterator[tuple[int, int, str]]:
+    """Watch descriptor, mask and name of each event (inotify(7)); in half the time that the library takes."""
+    position = 0
+    while position < len(data):
+        watch, mask, _, size = _HEADER.unpack_from(data, position)
+        position += _HEADER.size
+        yield watch, mask, os.fsdecode(data[position : position + size].rstrip(b"\0")) if size else ""
+        position += size
 
 
 class DirectoryWatch:
@@ -133,7 +146,7 @@ class DirectoryWatch:
         """
         seen: dict[str, int] = {}
         lost = False
-        for watch, mask, _, name in inotify_simple.parse_events(data):
+        for watch, mask, name in _events(data):
             folder = self._folders.get(watch)
             if folder is None:
                 if mask & _Q_OVERFLOW:
