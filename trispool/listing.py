@@ -11,7 +11,7 @@ import binascii
 import heapq
 import json
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import trio
@@ -175,12 +175,14 @@ async def _done(
 ) -> tuple[list[TaskSummary], dict[str, int] | None]:
     """The next `limit` tasks that are done, and where to go on; None: nowhere."""
     ascending = order == "asc"
-    found: list[tuple[float, str, int, TaskSummary]] = []
+    lists: list[list[tuple[int, TaskSummary]]] = []
     for spool in spools:
-        for row, summary in await spool.ledger.finished(
-            q=q, ascending=ascending, limit=limit + 1, after=rows.get(spool.name)
-        ):
-            found.append((summary.finished_at or 0.0, spool.name, row, replace(summary, spool=spool.name)))
-    found.sort(key=lambda item: item[0], reverse=not ascending)
-    rows = rows | {name: row for _, name, row, _ in found[:limit]}
-    return [summary for *_, summary in found[:limit]], rows if len(found) > limit else None
+        after = rows.get(spool.name)
+        some = await spool.ledger.finished(q=q, ascending=ascending, limit=limit + 1, after=after)
+        lists.append([(row, replace(summary, spool=spool.name)) for row, summary in some])
+    # Merged, not sorted: each ledger's rows stay in their order, which is not quite that of the times in them. Else the
+    # next page, which goes on behind the last row of this one, would leave some out.
+    merged = heapq.merge(*lists, key=lambda item: item[1].finished_at or 0.0, reverse=not ascending)
+    found = list(islice(merged, limit + 1))
+    rows = rows | {summary.spool: row for row, summary in found[:limit]}
+    return [summary for _, summary in found[:limit]], rows if len(found) > limit else None

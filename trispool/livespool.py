@@ -32,6 +32,9 @@ __all__ = ["LiveSpool", "open_spool"]
 COUNT_DEAD_SECONDS: Final = 10.0
 """How often the files that were set aside are counted: a person may move them."""
 
+ENQUEUE_AT_ONCE: Final = 256
+"""Tasks; on a slow disk, 10 ms for each, they take it 3 s."""
+
 _SETTLE_SECONDS: Final = 5.0
 """For telling the store what ended last; it is then a matter of milliseconds, or of a disk that hangs."""
 
@@ -145,8 +148,16 @@ class LiveSpool:
     # What `trispool.control.Control` needs
 
     async def enqueue(self, tasks: Sequence[NewTask]) -> Sequence[Entry | TrispoolError]:
-        """Keep tasks and let them run."""
-        return await self._dispatcher.enqueue(tasks)
+        """Keep tasks and let them run.
+
+        Of very many those that come first are kept also if the caller is cancelled while the others wait.
+        """
+        # In parts, so that other callers have their turn, and the time that the disk has is that for one part.
+        results = [*await self._dispatcher.enqueue(tasks[:ENQUEUE_AT_ONCE])]
+        while len(results) < len(tasks):
+            await trio.lowlevel.checkpoint()
+            results += await self._dispatcher.enqueue(tasks[len(results) : len(results) + ENQUEUE_AT_ONCE])
+        return results
 
     async def scan_now(self) -> None:
         """Look through the spool, and return when that is done."""
