@@ -217,7 +217,7 @@ async def test_a_cursor_that_was_not_given_is_refused(cursor: str, tmp_path: Pat
             await page([spool], cursor=cursor)
 
 
-async def test_a_list_does_not_keep_all_that_waits_in_memory(tmp_path: Path) -> None:
+async def test_a_list_describes_only_what_is_on_the_page(tmp_path: Path) -> None:
     async with spools(tmp_path, "a") as (spool,):
         spool.waits(*range(5000))
         made = 0
@@ -231,4 +231,4 @@ async def test_a_list_does_not_keep_all_that_waits_in_memory(tmp_path: Path) -> 
         spool.backlog.attempts = attempts  # type: ignore[method-assign] # to be counted
         found = await page([spool], limit=3)
         assert numbers(found) == [0, 1, 2]
-        assert made == 5000
+        assert made <= 4

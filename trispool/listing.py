@@ -54,6 +54,14 @@ class _Key(NamedTuple):
     id: str
 
 
+class _Found(NamedTuple):
+    """A task of the first part; an `Entry` is of one that is dead. A summary is made of those on the page only."""
+
+    key: _Key
+    spool: Listable
+    item: Waiting | Running | Entry
+
+
 class _Cursor(NamedTuple):
     """Where a page begins: behind the task of `key`, or, in the second part, behind these rows, by spool."""
 
@@ -90,11 +98,9 @@ async def list_tasks(
     start = _Cursor.decode(cursor)
     items: list[TaskSummary] = []
     if start.rows is None and state not in _DONE:
-        present: list[Iterable[tuple[_Key, TaskSummary]]] = [
-            _unfinished(spool, spool.backlog.unfinished(), state) for spool in spools
-        ]
+        present = [_unfinished(spool, spool.backlog.unfinished(), state) for spool in spools]
         if state in (None, TaskState.DEAD):
-            present += [_dead(spool.name, await spool.store.dead()) for spool in spools]
+            present += [_dead(spool, await spool.store.dead()) for spool in spools]
         # Looking through a million tasks takes seconds: not in the loop's thread, and without keeping them all.
         keyed = await trio.to_thread.run_sync(_select, chain.from_iterable(present), start.key, q, order, limit)
         items = [await _with_history(spools, item) for _, item in keyed[:limit]]
@@ -106,33 +112,34 @@ async def list_tasks(
     return Page([*items, *done], None if rows is None else _Cursor(None, rows).encode())
 
 
-def _dead(spool: str, entries: Sequence[Entry]) -> Iterator[tuple[_Key, TaskSummary]]:
-    for entry in entries:
-        summary = TaskSummary(entry.id, spool, TaskState.DEAD, entry.at, None, entry.order[0] / 1e6)
-        yield _Key(entry.order, spool, entry.id), summary
-
-
-def _unfinished(
-    spool: Listable, items: Iterable[Waiting | Running], state: TaskState | None
-) -> Iterator[tuple[_Key, TaskSummary]]:
+def _unfinished(spool: Listable, items: Iterable[Waiting | Running], state: TaskState | None) -> Iterator[_Found]:
     for item in items:
-        summary = summary_of(spool, item)
-        if state in (None, summary.state):
-            yield _Key(item.entry.order, spool.name, item.entry.id), summary
+        if state is None or state is _state_of(item):
+            yield _Found(_Key(item.entry.order, spool.name, item.entry.id), spool, item)
+
+
+def _dead(spool: Listable, entries: Sequence[Entry]) -> Iterator[_Found]:
+    for entry in entries:
+        yield _Found(_Key(entry.order, spool.name, entry.id), spool, entry)
+
+
+def _state_of(item: Waiting | Running) -> TaskState:
+    if isinstance(item, Running):
+        return TaskState.RUNNING
+    return TaskState.READY if item.is_ready else TaskState.SCHEDULED
 
 
 def summary_of(spool: Listable, item: Waiting | Running) -> TaskSummary:
     """An unfinished task as a row of a list."""
     entry = item.entry
     if isinstance(item, Running):
-        state, attempts, progress = TaskState.RUNNING, item.attempt, item.progress
+        attempts, progress = item.attempt, item.progress
     else:
-        state = TaskState.READY if item.is_ready else TaskState.SCHEDULED
         attempts, progress = spool.backlog.attempts(entry.id), None
     return TaskSummary(
         entry.id,
         spool.name,
-        state,
+        _state_of(item),
         item.due_at,
         entry.priority,
         entry.order[0] / 1e6,
@@ -143,21 +150,27 @@ def summary_of(spool: Listable, item: Waiting | Running) -> TaskSummary:
 
 
 def _select(
-    keyed: Iterable[tuple[_Key, TaskSummary]],
-    after: _Key | None,
-    q: str | None,
-    order: Literal["asc", "desc"],
-    limit: int,
+    found: Iterable[_Found], after: _Key | None, q: str | None, order: Literal["asc", "desc"], limit: int
 ) -> list[tuple[_Key, TaskSummary]]:
     """The first `limit` and one more."""
     wanted = (
-        pair
-        for pair in keyed
-        if (q is None or q in pair[1].id or q in (pair[1].last_error or ""))
-        and (after is None or (pair[0] > after if order == "asc" else pair[0] < after))
+        item
+        for item in found
+        if (q is None or q in item.key.id or q in (item.spool.backlog.last_error(item.key.id) or ""))
+        and (after is None or (item.key > after if order == "asc" else item.key < after))
     )
     choose = heapq.nsmallest if order == "asc" else heapq.nlargest
-    return choose(limit + 1, wanted, key=lambda pair: pair[0])
+    return [(key, _summarised(spool, item)) for key, spool, item in choose(limit + 1, wanted, key=_key_of)]
+
+
+def _key_of(found: _Found) -> _Key:
+    return found.key
+
+
+def _summarised(spool: Listable, item: Waiting | Running | Entry) -> TaskSummary:
+    if isinstance(item, Entry):
+        return TaskSummary(item.id, spool.name, TaskState.DEAD, item.at, None, item.order[0] / 1e6)
+    return summary_of(spool, item)
 
 
 async def _with_history(spools: Sequence[Listable], summary: TaskSummary) -> TaskSummary:
