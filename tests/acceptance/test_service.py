@@ -235,7 +235,7 @@ def test_links_and_pipes_are_left_alone(service: Service, telling: Telling) -> N
     service.request("POST", "/api/v1/spools/default/scan")
     service.send({"n": "after"})
     telling.next(event="note", n="after")
-    assert len(waiting_files(service)) == 2
+    service.wait_until(lambda: len(waiting_files(service)) == 2, "left with these two")
     service.wait_until(lambda: service.log.read_text().count("foreign_file") >= 3, "reported")
 
 
