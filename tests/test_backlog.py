@@ -192,6 +192,29 @@ def test_a_touch_of_a_task_in_hand_counts_when_it_comes_back_unrun() -> None:
     assert due_at(backlog, "a") == NOW + 500
 
 
+@pytest.mark.parametrize("at", [NOW - 10, NOW + 7])
+def test_a_running_task_that_is_moved_waits_in_its_new_place_when_its_attempt_has_ended(at: float) -> None:
+    backlog = backlog_of(entry("a"))
+    take_one(backlog)
+    backlog.gone("a")
+    backlog.saw(entry("a", at, priority=5), NOW, told=True)
+    known = fail(backlog, "a", NOW)
+    assert known.due_at == (NOW + 30 if at < NOW else at)
+    assert [item.entry.ref for item in backlog.unfinished()] == ["5/a"]
+    assert (due_at(backlog, "a"), backlog.retrying) == (known.due_at, 1)
+    assert scan(backlog, [entry("a", at, priority=5)]) == []
+    assert take_one(backlog, NOW + 30).attempt == 2
+
+
+def test_a_task_in_hand_that_is_moved_and_comes_back_unrun_waits_in_its_new_place() -> None:
+    backlog = backlog_of(entry("a"))
+    running = take_one(backlog)
+    backlog.saw(entry("a", priority=5), NOW, told=True)
+    backlog.ended("a")
+    backlog.put_back(running, NOW)
+    assert take(backlog, NOW) == ["5/a"]
+
+
 def test_put_back_keeps_due_time_attempt_and_place_in_the_order() -> None:
     backlog = backlog_of(entry("a", number=1), entry("b", number=2))
     running = take_one(backlog)
@@ -224,6 +247,16 @@ def test_what_is_locked_is_due_when_it_is_closed_but_not_before_a_second_is_over
     assert due_at(backlog, "a") == NOW + SETTLE_SECONDS
     backlog.saw(entry("a"), NOW + 5, told=True)
     assert take(backlog, NOW + 5) == ["a"]
+
+
+def test_what_is_locked_and_then_touched_is_due_at_its_new_time() -> None:
+    backlog = backlog_of(entry("a"))
+    running = take_one(backlog)
+    backlog.ended("a")
+    backlog.put_back(running, NOW, at=NOW + FREQUENCY, locked=True)
+    for _ in range(2):
+        backlog.saw(entry("a", NOW - 1), NOW, told=True)
+        assert due_at(backlog, "a") == NOW - 1
 
 
 def test_what_is_locked_and_then_closed_keeps_its_back_off() -> None:
@@ -399,6 +432,7 @@ def test_a_copy_under_another_priority_does_not_disturb() -> None:
     backlog.ended(first.entry.ref)
     backlog.finished("a")
     backlog.set_frequency(5, NOW)
+    assert due_at(backlog, "a") == NOW + 30
     backlog.gone(second.entry.ref)
     assert (backlog.ready, backlog.scheduled, backlog.retrying, len(backlog.running)) == (0, 0, 0, 0)
     assert scan(backlog, []) == []
@@ -440,6 +474,7 @@ class Machine(RuleBasedStateMachine):
         self.disk: dict[str, float] = {}
         self.waiting: dict[str, Expected] = {}
         self.running: dict[str, tuple[float, float | None]] = {}  # at when it was taken, at since
+        self.moved: dict[str, str] = {}  # where what runs has been found since
         self.past: dict[str, Past] = {}
         self.looked: dict[str, float] | None = None  # what the scan under way has seen
         self.missing: set[str] = set()  # ids with a past that were nowhere when it began
@@ -485,6 +520,9 @@ class Machine(RuleBasedStateMachine):
         known = self.waiting.get(ref)
         settled = self.now + SETTLE_SECONDS if fresh else 0.0
         if known is None:
+            for other in self.running:
+                if self.name(other) == self.name(ref):
+                    self.moved[other] = ref
             self.put(ref, at, max(self.found(ref, at), settled), fresh=fresh, told=told)
         elif known.told and not told:
             pass
@@ -493,9 +531,7 @@ class Machine(RuleBasedStateMachine):
         elif known.fresh and not fresh:
             self.put(ref, at, self.found(ref, at), told=told)
         elif told and not fresh and known.locked_at is not None:
-            due_at = max(self.found(ref, at), known.locked_at + SETTLE_SECONDS)
-            self.put(ref, at, due_at, told=True)
-            self.waiting[ref].locked_at = known.locked_at
+            self.put(ref, at, max(self.found(ref, at), known.locked_at + SETTLE_SECONDS))
 
     # People and programs
 
@@ -560,6 +596,8 @@ class Machine(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([1.0, 5.0, 30.0, 100.0]))
     def an_operator_sets_the_frequency(self, seconds: float) -> None:
+        if len({self.name(ref) for ref in self.waiting}) < len(self.waiting):
+            return  # which of the two is moved does not matter
         self.backlog.set_frequency(seconds, self.now)
         self.frequency = seconds
         for ref, known in self.waiting.items():
@@ -622,11 +660,16 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data(), outcome=st.sampled_from(["ok", "retry", "later", "returned", "locked"]))
     def a_worker_reports(self, data: st.DataObject, outcome: str) -> None:
         ref = data.draw(st.sampled_from(sorted(self.running)))
+        name = self.name(ref)
+        if any(self.name(other) == name for other in self.running if other != ref):
+            return  # it has been moved, and is running twice
+        elsewhere = self.moved.pop(ref, None)
+        if elsewhere not in self.waiting:
+            elsewhere = None
         running = self.backlog.ended(ref)
         assert running is not None
         taken_at, since = self.running.pop(ref)
         at = taken_at if since is None else since
-        name = self.name(ref)
         if ref not in self.disk and outcome != "retry":
             self.backlog.vanished(running)
         elif outcome == "ok":
@@ -638,17 +681,22 @@ class Machine(RuleBasedStateMachine):
             by_frequency = outcome == "retry"
             due_at = self.now + (self.frequency if by_frequency else 11.0)
             self.backlog.wait_again(running, RunAgain(due_at, running.attempt, by_frequency), self.now, "no")
-            if since is not None:
-                due_at, by_frequency = since, False
+            if elsewhere is not None:
+                ref, at = elsewhere, self.waiting[elsewhere].at
+            if at != taken_at:
+                due_at, by_frequency = at, False
             self.past[name] = Past(running.attempt, due_at, by_frequency, self.now)
             self.put(ref, at, due_at)
-        elif outcome == "returned":
-            self.backlog.put_back(running, self.now)
-            self.put(ref, at, running.due_at if since is None else since)
         else:
-            self.backlog.put_back(running, self.now, at=self.now + self.frequency, locked=True)
-            self.put(ref, at, self.now + self.frequency)
-            self.waiting[ref].locked_at = self.now
+            if elsewhere is not None:
+                ref, at = elsewhere, self.waiting[elsewhere].at
+            if outcome == "returned":
+                self.backlog.put_back(running, self.now)
+                self.put(ref, at, running.due_at if at == taken_at else at)
+            else:
+                self.backlog.put_back(running, self.now, at=self.now + self.frequency, locked=True)
+                self.put(ref, at, self.now + self.frequency)
+                self.waiting[ref].locked_at = self.now
 
     # What always holds
 
@@ -661,8 +709,9 @@ class Machine(RuleBasedStateMachine):
         assert {ref: (item.entry.at, item.due_at) for ref, item in waiting.items()} == {
             ref: (known.at, known.due_at) for ref, known in self.waiting.items()
         }
-        names = {self.name(ref) for ref in self.waiting}
-        assert backlog.retrying == len(names & self.past.keys())
+        names = [self.name(ref) for ref in [*self.waiting, *self.running]]
+        if len(names) == len(set(names)):
+            assert backlog.retrying == len({self.name(ref) for ref in self.waiting} & self.past.keys())
         assert {name: backlog.attempts(name) for name in self.past} == {
             name: past.attempts for name, past in self.past.items()
         }

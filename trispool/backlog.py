@@ -17,12 +17,13 @@ from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from trispool.schedule import Schedule, Waiting
-from trispool.task import Entry, Retrying
+from trispool.task import Retrying
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from trispool.retry import RunAgain
+    from trispool.task import Entry
 
 __all__ = ["SETTLE_SECONDS", "Backlog", "Running"]
 
@@ -45,6 +46,7 @@ class Running:
         given_at: When it was handed over, Unix seconds.
         worker_pid: To which process.
         moved_at: The `at` that somebody gave it meanwhile, or None.
+        moved_to: Where somebody has put it meanwhile, a `ref`, or None.
         progress: (fraction, text), as its handler last said, or None.
     """
 
@@ -54,6 +56,7 @@ class Running:
     given_at: float
     worker_pid: int
     moved_at: float | None = None
+    moved_to: str | None = None
     progress: tuple[float, str] | None = None
 
 
@@ -75,7 +78,7 @@ class Backlog:
         self._vanished: dict[str, int] = {}
         # By ref, when a worker found it locked.
         self._locked: dict[str, float] = {}
-        self._prefixes: set[str] = {""}
+        self._prefixes = {"": None}  # in the order in which they came
         # Scans have even numbers. A task has that of the scan that saw it for a mark, or, told of, the next odd one.
         self._scan = 0
         for task_id, known in (remembered or {}).items():
@@ -177,6 +180,8 @@ class Backlog:
             return
         waiting = self._schedule.get(ref)
         if waiting is None:
+            if self._running and (elsewhere := self._running_elsewhere(entry.id)):
+                elsewhere.moved_to = ref
             due_at = self._due_at(entry)
             if entry.fresh:
                 due_at = max(due_at, now + SETTLE_SECONDS)
@@ -193,6 +198,12 @@ class Backlog:
         else:
             return
         self._put(entry, due_at, now, told=told)
+
+    def _running_elsewhere(self, task_id: str) -> Running | None:
+        for prefix in self._prefixes:
+            if running := self._running.get(prefix + task_id):
+                return running
+        return None
 
     def _due_at(self, entry: Entry) -> float:
         """When a task is due that has been found, or has become free."""
@@ -287,12 +298,9 @@ class Backlog:
         Returns:
             What is to be remembered of it.
         """
-        entry = running.entry
-        due_at = again.due_at
-        if running.moved_at is not None:
-            entry = entry._replace(at=running.moved_at)
-            due_at = running.moved_at
-        by_frequency = again.by_frequency and running.moved_at is None
+        entry, due_at, by_frequency = self._now(running), again.due_at, again.by_frequency
+        if entry.at != running.entry.at:
+            due_at, by_frequency = entry.at, False
         known = Retrying(entry.id, again.attempts, due_at, by_frequency, now, error)
         self._retrying[entry.id] = known
         self._put(entry, due_at, now)
@@ -307,11 +315,10 @@ class Backlog:
             at: Due then, Unix seconds; None: as before.
             locked: Somebody else is at work on it: it is due when they close it, though not at once.
         """
-        entry = running.entry
-        if running.moved_at is not None:
-            entry = entry._replace(at=running.moved_at)
-            at = running.moved_at if at is None else at
-        self._put(entry, running.due_at if at is None else at, now)
+        entry = self._now(running)
+        if at is None:
+            at = running.due_at if entry.at == running.entry.at else entry.at
+        self._put(entry, at, now)
         if locked:
             self._locked[entry.ref] = now
 
@@ -326,10 +333,18 @@ class Backlog:
                 self._retrying[task_id] = known._replace(due_at=due_at)
                 self._put(waiting.entry, due_at, now)
 
+    def _now(self, running: Running) -> Entry:
+        """A task that is no longer running, as somebody has left it meanwhile."""
+        if running.moved_to is not None and (waiting := self._schedule.get(running.moved_to)):
+            return waiting.entry
+        return running.entry if running.moved_at is None else running.entry._replace(at=running.moved_at)
+
     def _put(self, entry: Entry, due_at: float, now: float, *, told: bool = True) -> None:
         if entry.ref != entry.id and entry.ref.endswith(entry.id):
-            self._prefixes.add(entry.ref.removesuffix(entry.id))
+            self._prefixes[entry.ref.removesuffix(entry.id)] = None
         self._schedule.put(entry, due_at, now, self._scan + told)
+        if self._locked:
+            self._locked.pop(entry.ref, None)
         if self._retrying and entry.id in self._retrying:
             self._refs[entry.id] = entry.ref
             self._vanished.pop(entry.id, None)
@@ -337,4 +352,8 @@ class Backlog:
     def _lose_sight(self, entry: Entry) -> None:
         if entry.id in self._retrying and self._refs.get(entry.id, entry.ref) == entry.ref:
             self._refs.pop(entry.id, None)
-            self._vanished[entry.id] = self._scan
+            elsewhere = self.find(entry.id)
+            if elsewhere is None:
+                self._vanished[entry.id] = self._scan
+            elif isinstance(elsewhere, Waiting):
+                self._refs[entry.id] = elsewhere.entry.ref
