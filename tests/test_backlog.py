@@ -494,8 +494,8 @@ class Machine(RuleBasedStateMachine):
         folder = ref.rpartition("/")[0]
         return Entry(name, ref, at, int(folder) if folder else None, (int(name[1:]), 0), fresh)
 
-    def put(self, ref: str, at: float, due_at: float, *, fresh: bool = False, told: bool = True) -> None:
-        self.waiting[ref] = Expected(at, due_at, fresh, told=told)
+    def put(self, ref: str, at: float, due_at: float, *, fresh: bool = False) -> None:
+        self.waiting[ref] = Expected(at, due_at, fresh, told=True)
         self.missing.discard(self.name(ref))
 
     def found(self, ref: str, at: float) -> float:
@@ -523,13 +523,13 @@ class Machine(RuleBasedStateMachine):
             for other in self.running:
                 if self.name(other) == self.name(ref):
                     self.moved[other] = ref
-            self.put(ref, at, max(self.found(ref, at), settled), fresh=fresh, told=told)
+            self.put(ref, at, max(self.found(ref, at), settled), fresh=fresh)
         elif known.told and not told:
             pass
         elif at != known.at:
-            self.put(ref, at, max(at, settled) if known.fresh else at, fresh=fresh, told=told)
+            self.put(ref, at, max(at, settled) if known.fresh else at, fresh=fresh)
         elif known.fresh and not fresh:
-            self.put(ref, at, self.found(ref, at), told=told)
+            self.put(ref, at, self.found(ref, at))
         elif told and not fresh and known.locked_at is not None:
             self.put(ref, at, max(self.found(ref, at), known.locked_at + SETTLE_SECONDS))
 
@@ -704,6 +704,7 @@ class Machine(RuleBasedStateMachine):
     def nothing_is_lost_and_nothing_is_in_both_places(self) -> None:
         backlog = self.backlog
         assert set(backlog.running) == set(self.running)
+        assert set(backlog._locked) <= set(self.waiting)
         waiting = {item.entry.ref: item for item in backlog.unfinished() if isinstance(item, Waiting)}
         assert not waiting.keys() & backlog.running.keys()
         assert {ref: (item.entry.at, item.due_at) for ref, item in waiting.items()} == {

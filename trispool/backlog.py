@@ -79,7 +79,8 @@ class Backlog:
         # By ref, when a worker found it locked.
         self._locked: dict[str, float] = {}
         self._prefixes = {"": None}  # in the order in which they came
-        # Scans have even numbers. A task has that of the scan that saw it for a mark, or, told of, the next odd one.
+        # Scans have even numbers. A task's mark is that of the scan that saw it as it is known, or the next odd one if
+        # it was put there, or told of, since that scan began.
         self._scan = 0
         for task_id, known in (remembered or {}).items():
             # The frequency may have been changed since.
@@ -197,7 +198,7 @@ class Backlog:
             due_at = max(self._due_at(entry), self._locked[ref] + SETTLE_SECONDS)  # whoever had it has closed it
         else:
             return
-        self._put(entry, due_at, now, told=told)
+        self._put(entry, due_at, now)
 
     def _running_elsewhere(self, task_id: str) -> Running | None:
         for prefix in self._prefixes:
@@ -235,7 +236,7 @@ class Backlog:
         lost = [task_id for task_id, scan in self._vanished.items() if scan < self._scan]
         for task_id in lost:
             del self._vanished[task_id]
-            del self._retrying[task_id]
+            self._retrying.pop(task_id, None)
         return lost
 
     # Running
@@ -289,7 +290,6 @@ class Backlog:
         if not self._retrying or self._retrying.pop(task_id, None) is None:
             return False
         self._refs.pop(task_id, None)
-        self._vanished.pop(task_id, None)
         return True
 
     def wait_again(self, running: Running, again: RunAgain, now: float, error: str | None) -> Retrying:
@@ -339,10 +339,10 @@ class Backlog:
             return waiting.entry
         return running.entry if running.moved_at is None else running.entry._replace(at=running.moved_at)
 
-    def _put(self, entry: Entry, due_at: float, now: float, *, told: bool = True) -> None:
+    def _put(self, entry: Entry, due_at: float, now: float) -> None:
         if entry.ref != entry.id and entry.ref.endswith(entry.id):
             self._prefixes[entry.ref.removesuffix(entry.id)] = None
-        self._schedule.put(entry, due_at, now, self._scan + told)
+        self._schedule.put(entry, due_at, now, self._scan + 1)
         if self._locked:
             self._locked.pop(entry.ref, None)
         if self._retrying and entry.id in self._retrying:
@@ -350,7 +350,7 @@ class Backlog:
             self._vanished.pop(entry.id, None)
 
     def _lose_sight(self, entry: Entry) -> None:
-        if entry.id in self._retrying and self._refs.get(entry.id, entry.ref) == entry.ref:
+        if entry.id in self._retrying:
             self._refs.pop(entry.id, None)
             elsewhere = self.find(entry.id)
             if elsewhere is None:
