@@ -59,9 +59,11 @@ class Telling:
 
     def all_so_far(self) -> list[dict[str, Any]]:
         """What has been told and not been asked for."""
-        while not self._heard.empty():
-            self._kept.append(self._heard.get())
-        kept, self._kept = self._kept, []
+        # The socket gives datagrams in order: what was sent before this one has been heard when this one has.
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b'{"event": "now"}', str(self.path))
+        self._kept.append(self.next(event="now"))
+        kept, self._kept = self._kept[:-1], []
         return kept
 
     def close(self) -> None:
