@@ -277,8 +277,8 @@ SCENARIOS: Final[dict[str, Scenario]] = {
         enqueue,
         lambda sizes: [
             f"{sizes.processes} client processes with {sizes.connections} connections each, one packet a connection. "
-            "uWSGI's spoolers run at the lowest priority, as trispool's workers do, and with more workers for its sockets "
-            'it lets a backlog grow that runs afterwards; see "enqueued and run".',
+            "uWSGI's spoolers run at the lowest priority, as trispool's workers do, and with more workers for its "
+            'sockets it lets a backlog grow that runs afterwards; see "enqueued and run".',
             f'With "fsync" {sizes.enqueue // FSYNC_SHARE:,} tasks. uWSGI has nothing like it.',
             f"uWSGI's frequency is {SHORTEST} s: tasks that come while its spoolers are busy wait for the next scan.",
         ],
