@@ -170,10 +170,6 @@ class DirectoryStore:
 
     async def claim(self, entries: Sequence[Entry]) -> Sequence[Claim]:
         """See `SpoolStore.claim`: the workers do it, so a claim is only a path and costs nothing here."""
-        return self.claim_nowait(entries)
-
-    def claim_nowait(self, entries: Sequence[Entry]) -> Sequence[Claim]:
-        """`claim` without waiting."""
         return [Claim(entry.id, entry.ref) for entry in entries]
 
     async def finish(self, done: Sequence[Claim]) -> None:
