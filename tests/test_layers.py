@@ -28,7 +28,7 @@ MAX_LINES = 400
 
 # Each line is a layer or, of 2 and 3, a part of one. A package stands for all its modules.
 LAYERS: dict[str, list[list[str]]] = {
-    "0": [["errors", "task", "control", "printable", "quantities"]],
+    "0": [["errors", "task", "operating", "control", "printable", "quantities"]],
     "1a": [
         [
             *("packet", "reader", "spoolfile", "schedule", "retry", "backlog", "kinds", "arguments"),

@@ -9,9 +9,22 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from trispool.errors import TrispoolError
+    from trispool.operating import (
+        Action,
+        Actor,
+        AuditPage,
+        BulkPage,
+        BulkPreview,
+        BulkRequest,
+        BulkStatus,
+        Event,
+        OnceKey,
+        SpoolChange,
+        TaskQuery,
+    )
     from trispool.task import Accepted, NewTask, TaskState
 
 __all__ = [
@@ -58,6 +71,8 @@ class SpoolStatus:
         finished: How many attempts ended in which outcome since the service started.
         oldest_ready_at: When the longest-waiting due task became due, or None.
         retrying: How many of the scheduled tasks have failed before.
+        held: How many tasks an operator has told to wait.
+        configured: What the configuration says of what can be changed: `frequency`, `processes`, `paused`.
     """
 
     name: str
@@ -75,6 +90,8 @@ class SpoolStatus:
     finished: Mapping[str, int] = field(default_factory=dict)
     workers: Sequence[WorkerStatus] = ()
     problem: str | None = None
+    held: int = 0
+    configured: Mapping[str, float | bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +99,9 @@ class Attempt:
     """One run of a task, or one thing that happened to it, as the ledger has it.
 
     Attributes:
-        outcome: `ok`, `retry`, `ignore`, `failed`, `lost` (the worker died in it), `timeout` or `set_aside`.
+        outcome: `ok`, `retry`, `ignore`, `failed`, `lost` (the worker died in it), `timeout` or `set_aside`; or what an
+            operator did: `cancelled`, `held`, `released`, `hurried` (run now), `retried`, `rescheduled`. Of these
+            `number` is how many runs came before, and `error` tells who did it.
         queue_seconds: From the moment it was due to its start.
     """
 
@@ -105,6 +124,7 @@ class TaskSummary:
         at: When it is (or was) due.
         attempts: How many runs it had.
         progress: (fraction, text) as its handler last said, while it runs.
+        handler: What ran it, or what it asks for if that is known.
     """
 
     id: str
@@ -118,11 +138,15 @@ class TaskSummary:
     finished_at: float | None = None
     run_seconds: float | None = None
     progress: tuple[float, str] | None = None
+    handler: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TaskDetail:
-    """Everything known of one task; `vars` and `body` are None once it has been removed from the spool."""
+    """Everything known of one task.
+
+    `body` is None once it has been removed from the spool, `vars` too if the history does not have them.
+    """
 
     summary: TaskSummary
     vars: Mapping[bytes, bytes] | None
@@ -147,7 +171,9 @@ class Health:
 
 
 class Control(Protocol):
-    """The service, as its faces use it."""
+    """The service, as its faces use it. What changes something is in the audit log when it returns."""
+
+    # Enqueuing
 
     async def enqueue(
         self, tasks: Sequence[NewTask], *, default_spool: str | None = None
@@ -155,9 +181,27 @@ class Control(Protocol):
         """Keep tasks; one result for each, in order, once each is as durable as its spool promises.
 
         A task's own `spool` (a name or an absolute directory) goes before `default_spool` (a name), which goes before
-        the service's first spool.
+        the service's first spool. Those of one spool are kept in one transaction where its store has such.
         """
         ...
+
+    async def enqueue_once(
+        self, key: OnceKey, tasks: Sequence[NewTask], *, default_spool: str | None = None
+    ) -> tuple[Sequence[Accepted | TrispoolError], bool]:
+        """`enqueue`, unless it was done before under this key, in the last 24 hours: then the tasks of then.
+
+        Calls with the same key wait for each other. What was not kept may be tried again under its key.
+
+        Returns:
+            What `enqueue` returns, and whether that is of an earlier call.
+
+        Raises:
+            TaskRefused: The key was used for another request (status 422).
+            SpoolUnavailable: Keys cannot be remembered now.
+        """
+        ...
+
+    # Spools and workers
 
     def spools(self) -> Sequence[SpoolStatus]:
         """All spools, in the order of the configuration."""
@@ -171,40 +215,41 @@ class Control(Protocol):
         """
         ...
 
-    def set_frequency(self, name: str, seconds: float) -> None:
-        """Scan and retry every `seconds` from now on.
+    async def change_spool(self, name: str, change: SpoolChange, actor: Actor) -> SpoolStatus:
+        """Change settings of a spool at once, all that are given or none.
 
         Raises:
-            TaskRefused: No such spool (status 404), or `seconds` is not a positive number.
+            TaskRefused: No such spool (status 404), or a value is out of range (status 400).
         """
         ...
 
-    def pause(self, name: str) -> None:
-        """Start no more tasks of this spool; it goes on taking them. Raises as `spool` does."""
+    async def scan(self, name: str, actor: Actor) -> SpoolStatus:
+        """Look through the spool now, and return when that is done. Raises as `spool` does."""
         ...
 
-    def resume(self, name: str) -> None:
-        """Start tasks again. Raises as `spool` does."""
-        ...
+    async def restart_worker(self, pid: int, actor: Actor, *, kill: bool = False) -> WorkerStatus:
+        """Replace a worker process by a new one, when it has finished what it runs.
 
-    async def scan(self, name: str) -> None:
-        """Look through the spool now. Raises as `spool` does."""
-        ...
+        Args:
+            pid: Which.
+            actor: Who wants it.
+            kill: At once; what it runs is given back and runs again.
 
-    async def tasks(
-        self,
-        *,
-        spool: str | None = None,
-        state: TaskState | None = None,
-        q: str | None = None,
-        order: Literal["asc", "desc"] = "asc",
-        limit: int = 50,
-        cursor: str | None = None,
-    ) -> Page:
-        """Tasks, waiting and finished, by time of enqueuing.
+        Returns:
+            The worker as it was.
 
         Raises:
-            TaskRefused: No such spool, or `cursor` is not one of ours.
+            TaskRefused: There is no such worker (status 404).
+        """
+        ...
+
+    # Tasks
+
+    async def tasks(self, query: TaskQuery) -> Page:
+        """Tasks, waiting and finished; a page takes a bounded amount of work, so it may be short and yet not the last.
+
+        Raises:
+            TaskRefused: No such spool, `cursor` is not one of ours, or `sort` does not fit the state.
         """
         ...
 
@@ -216,6 +261,99 @@ class Control(Protocol):
         """
         ...
 
+    async def act(self, task_id: str, action: Action, actor: Actor, *, at: float | None = None) -> TaskSummary:
+        """Do something to one task.
+
+        Args:
+            task_id: Which.
+            action: What.
+            actor: Who wants it.
+            at: For `reschedule`, Unix seconds.
+
+        Returns:
+            The task as it is now.
+
+        Raises:
+            TaskNotFound: There is no such task.
+            TaskRefused: It is in a state in which that cannot be done (status 409).
+            SpoolUnavailable: The spool cannot be changed now.
+        """
+        ...
+
+    async def preview(self, request: BulkRequest) -> BulkPreview:
+        """What `start_bulk` would act on. Raises as `tasks` does."""
+        ...
+
+    async def start_bulk(self, request: BulkRequest, actor: Actor) -> BulkStatus:
+        """Begin to act on several tasks; returns when that is done, or after a second with the work going on.
+
+        Raises:
+            TaskRefused: As `tasks`; or as many bulk actions are running as may (status 429).
+        """
+        ...
+
+    def bulk(self, bulk_id: str, *, limit: int = 500, cursor: str | None = None) -> BulkPage:
+        """How far a bulk action is, with its results so far; known for an hour after its end.
+
+        Raises:
+            TaskRefused: There is none of that id (status 404), or `cursor` is not one of ours.
+        """
+        ...
+
+    async def stop_bulk(self, bulk_id: str, actor: Actor) -> BulkStatus:
+        """Do nothing more of a bulk action. Raises as `bulk` does."""
+        ...
+
+    # Watching
+
+    def stats(self) -> Mapping[str, object]:
+        """Counts, rates and times of the last hour, as a JSON document; see `trispool.stats`."""
+        ...
+
+    def metrics(self) -> bytes:
+        """The metrics in Prometheus' text format 0.0.4."""
+        ...
+
+    def events(self, after: str | None = None) -> AsyncGenerator[Event | None, None]:
+        """What happens from now on, or after the event of that id. Endless; None now and then, if nothing happens.
+
+        Nothing is queued for a reader: one that is slow is told `reset` and goes on with what happens then.
+        """
+        ...
+
+    async def audit(
+        self,
+        *,
+        actor: str | None = None,
+        action: str | None = None,
+        target: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> AuditPage:
+        """What operators have changed, the newest first.
+
+        Raises:
+            TaskRefused: `cursor` is not one of ours.
+        """
+        ...
+
+    async def note(
+        self,
+        actor: Actor,
+        action: str,
+        target: str,
+        *,
+        before: object = None,
+        after: object = None,
+        outcome: str = "ok",
+    ) -> None:
+        """Put a change that somebody else made (a login, say) into the audit log."""
+        ...
+
     def health(self) -> Health:
         """Whether every part of the service does its work."""
+        ...
+
+    def readiness(self) -> Health:
+        """Whether tasks that come now are kept and run: the first scan is over, there are workers, no stop is near."""
         ...
