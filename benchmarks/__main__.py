@@ -33,6 +33,10 @@ _COUNT = click.IntRange(1, CAPACITY // 2)
     help="Where the spools are made (and removed): the disk matters. Default: the system's temporary one.",
 )
 @click.option("--enqueue", default=_DEFAULTS.enqueue, show_default=True, type=_COUNT, help="Tasks by each socket.")
+@click.option("--http", default=_DEFAULTS.http, show_default=True, type=_COUNT, help="Tasks by HTTP, one at a time.")
+@click.option(
+    "--http-batches", default=_DEFAULTS.http_batches, show_default=True, type=click.IntRange(1, 500), help="By HTTP."
+)
 @click.option("--drain", default=_DEFAULTS.drain, show_default=True, type=_COUNT, help="Files to drain.")
 @click.option("--latency", default=_DEFAULTS.latency, show_default=True, type=_COUNT, help="Tasks one at a time.")
 @click.option(

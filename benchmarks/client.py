@@ -19,15 +19,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from multiprocessing.connection import Connection
     from multiprocessing.synchronize import Barrier
     from pathlib import Path
 
-__all__ = ["Address", "Load", "exchange", "run_load", "trivial_responder"]
+__all__ = ["STALLED_SECONDS", "Address", "Drive", "Load", "exchange", "run_load", "trivial_responder"]
 
 Address: TypeAlias = "str | tuple[str, int]"
 """A Unix socket's path, or host and port."""
+
+Drive: TypeAlias = "Callable[[Address, Sequence[str], Sequence[bytes], int], tuple[list[float], int]]"
+"""What a client process does: with an address, its own source addresses, what to send, and how many connections to have
+open at once. It returns the latencies and how much was refused."""
 
 ANSWER: Final = b"\xff\x00\x00\x01"
 """What uWSGI says of a task that it has spooled."""
@@ -72,14 +76,17 @@ def exchange(address: Address, packet: bytes) -> bytes:
         return sock.recv(64)
 
 
-def run_load(address: Address, packets: Sequence[bytes], processes: int, connections: int) -> Load:
+def run_load(
+    address: Address, packets: Sequence[bytes], processes: int, connections: int, drive: Drive | None = None
+) -> Load:
     """Send all packets as fast as the server takes them.
 
     Args:
         address: Where to.
-        packets: One for each connection that is made.
+        packets: What to send.
         processes: How many client processes.
         connections: How many connections each has open at once.
+        drive: What each process does; None: makes a connection for each packet.
 
     Raises:
         RuntimeError: A client process failed.
@@ -89,7 +96,7 @@ def run_load(address: Address, packets: Sequence[bytes], processes: int, connect
     for number in range(processes):
         receiving, sending = _fork.Pipe(duplex=False)
         sources = [] if isinstance(address, str) else [f"127.1.{number}.{last}" for last in range(1, SOURCES + 1)]
-        arguments = (address, sources, packets[number::processes], connections, barrier, sending)
+        arguments = (address, sources, packets[number::processes], connections, drive or _drive, barrier, sending)
         process = _fork.Process(target=_client_process, args=arguments, daemon=True)
         process.start()
         sending.close()
@@ -120,13 +127,14 @@ def _client_process(
     sources: Sequence[str],
     packets: Sequence[bytes],
     connections: int,
+    drive: Drive,
     barrier: Barrier,
     result: Connection,
 ) -> None:
     gc.disable()
     barrier.wait(STALLED_SECONDS)
     began = time.monotonic()
-    latencies, refused = _drive(address, sources, packets, connections)
+    latencies, refused = drive(address, sources, packets, connections)
     result.send((began, time.monotonic(), latencies, refused))
 
 

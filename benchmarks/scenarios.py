@@ -6,6 +6,7 @@ is timed, each server runs a few tasks by each socket, so that all its processes
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import time
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from benchmarks.client import Address, exchange, run_load
+from benchmarks.httpload import post, post_all
 from benchmarks.machine import create_cost
 from benchmarks.report import CREATE_COST, Measure, percentile
 from benchmarks.servers import Kind, Server, ServerFailed, prepare, running
@@ -20,13 +22,21 @@ from trispool import spoolfile
 from trispool.packet import encode_packet, encode_vars
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
+
+    from benchmarks.client import Drive
 
 __all__ = ["SCENARIOS", "Scenario", "Sizes", "packet"]
 
 WARM_UP: Final = 64
 """Tasks by each socket."""
+
+BATCH: Final = 1_000
+"""Tasks of one NDJSON request."""
+
+BATCH_CONNECTIONS: Final = 2
+"""Of each client process, with batches: the server has always one to read while it keeps another."""
 
 FSYNC_SHARE: Final = 10
 """Where every task has to reach the disk, one in so many is enough to see how long that takes."""
@@ -59,6 +69,8 @@ class Sizes:
         scheduled_latency: Tasks sent one at a time beside them.
         at: Tasks with an `at`.
         at_seconds: How long the times of these are apart.
+        http: Tasks by single HTTP requests.
+        http_batches: Batches by HTTP.
         processes: Client processes.
         connections: Of each.
     """
@@ -70,6 +82,8 @@ class Sizes:
     scheduled_latency: int = 40
     at: int = 200
     at_seconds: float = 4.0
+    http: int = 4_000
+    http_batches: int = 60
     processes: int = 2
     connections: int = 16
 
@@ -121,6 +135,69 @@ def enqueue(kind: Kind, folder: Path, sizes: Sizes) -> Mapping[Measure, float]:
             figures[Measure(f"{name} socket: enqueued and run", "/s", more_is_better=True)] = count / whole
             figures[Measure(f"{name} socket: CPU a task, run too", "µs")] = cpu / count * 1e6
     return figures
+
+
+# By HTTP
+
+
+def http(kind: Kind, folder: Path, sizes: Sizes) -> Mapping[Measure, float]:
+    """As many tasks as a server takes by HTTP while it runs them; uWSGI by its socket, as it has nothing like it."""
+    prepare(folder)
+    figures = {CREATE_COST: create_cost(folder) * 1e6}
+    with running(kind, folder, frequency=_at_its_best(kind)) as server:
+        started = _warm_up(server)
+        if kind is Kind.UWSGI:
+            packets = [packet(number) for number in range(sizes.enqueue)]
+            started = _load(server, figures, "one a request", started, server.unix, packets, 1, sizes, None)
+            return figures
+        token = (folder / "var" / "token").read_text().strip()
+        path = "/api/v1/spools/default/tasks"
+        singles = [post(path, token, "application/json", _document(number)) for number in range(sizes.http)]
+        batches = [
+            post(path, token, "application/x-ndjson", b"\n".join(_document(first + one) for one in range(BATCH)))
+            for first in range(0, sizes.http_batches * BATCH, BATCH)
+        ]
+        address = os.fspath(folder / "http")
+        started = _load(server, figures, "one a request", started, address, singles, 1, sizes, post_all)
+        _load(server, figures, f"{BATCH:,} a request", started, address, batches, BATCH, sizes, post_all)
+    return figures
+
+
+def _load(
+    server: Server,
+    figures: dict[Measure, float],
+    name: str,
+    started: int,
+    address: Address,
+    requests: Sequence[bytes],
+    each: int,
+    sizes: Sizes,
+    drive: Drive | None,
+) -> int:
+    """Send requests of `each` tasks, and wait until all have run; returns how many have been started since ever."""
+    count = len(requests) * each
+    connections = sizes.connections if each == 1 else BATCH_CONNECTIONS
+    cpu = server.cpu_seconds()
+    load = run_load(address, requests, sizes.processes, connections, drive)
+    if load.refused:
+        raise ServerFailed(f"{load.refused} of {len(requests)} requests were refused\n{server.log_end()}")
+    server.wait_for(started + count, PATIENCE)
+    cpu = server.cpu_seconds() - cpu
+    starts = server.records.read(started)
+    if {record.key for record in starts} != set(range(count)):
+        raise ServerFailed(f"of {count} acknowledged tasks others have run than were sent")
+    whole = starts[-1].monotonic - load.began
+    figures[Measure(f"{name}: enqueued", "/s", more_is_better=True)] = load.rate * each
+    figures[Measure(f"{name}: enqueued and run", "/s", more_is_better=True)] = count / whole
+    figures[Measure(f"{name}: answer, p50", "ms")] = percentile(load.latencies, 50) * 1e3
+    figures[Measure(f"{name}: answer, p99", "ms")] = percentile(load.latencies, 99) * 1e3
+    figures[Measure(f"{name}: CPU a task, run too", "µs")] = cpu / count * 1e6
+    return started + count
+
+
+def _document(number: int) -> bytes:
+    vars_ = {"key": f"{number:.6f}", "path": "/srv/media/incoming/clip.mov", "preset": "fast", "user": "4711"}
+    return json.dumps({"vars": vars_}).encode()
 
 
 # Draining
@@ -281,6 +358,15 @@ SCENARIOS: Final[dict[str, Scenario]] = {
             'sockets it lets a backlog grow that runs afterwards; see "enqueued and run".',
             f'With "fsync" {sizes.enqueue // FSYNC_SHARE:,} tasks. uWSGI has nothing like it.',
             f"uWSGI's frequency is {SHORTEST} s: tasks that come while its spoolers are busy wait for the next scan.",
+        ],
+        tuple(Kind),
+    ),
+    "http": Scenario(
+        lambda sizes: f"Enqueue {sizes.http:,} tasks by HTTP one at a time, {sizes.http_batches * BATCH:,} in batches",
+        http,
+        lambda sizes: [
+            "By a Unix socket, over connections that stay open. uWSGI cannot be enqueued to by HTTP; what stands for it"
+            f" are {sizes.enqueue:,} packets by its own socket.",
         ],
         tuple(Kind),
     ),

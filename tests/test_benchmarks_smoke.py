@@ -90,3 +90,13 @@ def test_all_rows_are_there_and_nothing_is_left_when_the_sizes_are_tiny(tmp_path
         ),
     ]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(uwsgi_binary() is None, reason="there is no uwsgi to compare with")
+def test_http_tasks_are_all_run_when_they_come_one_by_one_and_in_batches(tmp_path):
+    command = [sys.executable, "-m", "benchmarks", "http", "--rounds", "1", "--directory", os.fspath(tmp_path)]
+    command += ["--http", "20", "--http-batches", "2", "--enqueue", "50", "--processes", "1", "--connections", "4"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    # The scenario itself fails if the tasks that have run are not those that were acknowledged.
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1,000 a request: enqueued and run" in done.stdout
