@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Sequence
 import trio
 
 from trispool import spoolfile
-from trispool.errors import SpoolUnavailable, TrispoolError
+from trispool.errors import SpoolUnavailable, TaskRefused, TrispoolError
 from trispool.packet import decode_vars
 from trispool.store import Change, Claim
 from trispool.task import AttemptRow, Entry, NewTask, Retrying, Task
@@ -33,11 +33,12 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         if self.unavailable is not None:
             return [SpoolUnavailable(self.unavailable)] * len(tasks)
-        return [self.put(task) for task in tasks]
+        taken = TaskRefused("there is a task of that id already", status=409)
+        return [taken if task.id in self.tasks else self.put(task) for task in tasks]
 
     def put(self, task: NewTask) -> Entry:
         counter = next(self._counter)
-        name = spoolfile.new_name("memory", 1, counter, 0, 1_700_000_000, counter)
+        name = task.id or spoolfile.new_name("memory", 1, counter, 0, 1_700_000_000, counter)
         entry = Entry(name, name, task.at or 0.0, task.priority, spoolfile.order_of(name, 0.0))
         self.tasks[name] = (entry, task)
         return entry

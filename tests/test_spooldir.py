@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from trispool.claimed import Gone, Locked, NotDue, Settling, Unclaimable, Unread
 from trispool.errors import SpoolUnavailable, TaskRefused
 from trispool.packet import encode_vars, new_task
 from trispool.spooldir import GRACE_SECONDS, SpoolDirectory
+from trispool.spoolwriter import new_name
 from trispool.task import Entry, NewTask
 
 
@@ -45,6 +47,21 @@ def test_a_new_file_is_uwsgis_to_the_byte(spool: SpoolDirectory) -> None:
     assert path.read_bytes() == b"\x11\x0b\x00\x00\x01\x00a\x01\x001\x01\x00b\x00\x00body"
     assert path.stat().st_mode & 0o7777 == 0o600
     assert path.name.startswith(f"uwsgi_spoolfile_on_{os.uname().nodename}_{os.getpid()}_")
+
+
+def test_a_name_chosen_beforehand_never_overwrites_and_leaves_nothing_behind(spool: SpoolDirectory) -> None:
+    name, order = new_name()
+    Path(spool.absolute(f".trispool/tmp/{name}")).write_bytes(b"left by a try that was killed")
+    spool.watched()
+    chosen = replace(new_task({"k": "v"}, b"first"), id=name)
+    entry = put(spool, chosen)
+    assert (entry.id, entry.ref, entry.order) == (name, name, order)
+    assert spool.was_published(name)
+    (again,) = spool.add([replace(chosen, body=b"second")])
+    assert isinstance(again, TaskRefused)
+    assert again.status == 409
+    assert spool.read(name)[1] == b"first"
+    assert os.listdir(spool.absolute(".trispool/tmp")) == [name]
 
 
 def test_at_is_the_mtime_with_its_fraction(spool: SpoolDirectory) -> None:

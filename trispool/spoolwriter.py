@@ -19,7 +19,7 @@ from trispool.task import Entry, NewTask
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["NANO", "SpoolWriter", "unavailable"]
+__all__ = ["NANO", "SpoolWriter", "new_name", "unavailable"]
 
 NANO: Final = 1_000_000_000
 """Nanoseconds in a second. An int: `ns / NANO` is then rounded once, and an `at` comes back as it was given."""
@@ -27,6 +27,19 @@ NANO: Final = 1_000_000_000
 
 MAX_PUBLISHED: Final = 100_000
 """Files whose event has not come; more means that events are lost, and forgetting costs a needless look each."""
+
+
+# The host's name is the only free part of a spool file's name; a "/" in it would be a path.
+_HOSTNAME: Final = socket.gethostname().replace("/", "_") or "localhost"
+_counter = itertools.count(1)
+
+
+def new_name() -> tuple[str, tuple[int, int]]:
+    """A name for a spool file of this process, like no other anywhere, and its `Entry.order`."""
+    seconds, microseconds = divmod(time.time_ns() // 1000, 1_000_000)
+    counter = next(_counter)
+    name = spoolfile.new_name(_HOSTNAME, os.getpid(), counter, random.getrandbits(31), seconds, microseconds)
+    return name, (seconds * 1_000_000 + microseconds, counter)
 
 
 class SpoolWriter:
@@ -52,10 +65,7 @@ class SpoolWriter:
         self._folder = folder
         self.temporary = temporary
         self._fsync = fsync
-        # The host's name is the only free part of a spool file's name; a "/" in it would be a path.
-        self._hostname = socket.gethostname().replace("/", "_") or "localhost"
         self._published: set[str] | None = None
-        self._counter = itertools.count(1)
 
     def close(self) -> None:
         """Take no more tasks."""
@@ -92,7 +102,10 @@ class SpoolWriter:
                 continue
             temporary, entry = item
             try:
-                self._publish(temporary, entry.ref, touched)
+                self._publish(temporary, entry, touched)
+            except TaskRefused as error:
+                self._discard(temporary)
+                results.append(error)
             except OSError as error:
                 self._discard(temporary)
                 results.append(unavailable(error))
@@ -109,18 +122,19 @@ class SpoolWriter:
     def _write_or_refuse(self, task: NewTask) -> tuple[str, Entry] | TrispoolError:
         if self.broken is not None:
             return SpoolUnavailable(self.broken)
-        seconds, microseconds = divmod(time.time_ns() // 1000, 1_000_000)
-        counter = next(self._counter)
-        name = spoolfile.new_name(self._hostname, os.getpid(), counter, random.getrandbits(31), seconds, microseconds)
+        # While it is written it has a name of its own: an earlier try with the given one may have left a file.
+        temporary, order = new_name()
         try:
-            status = self._write(name, task)
+            status = self._write(temporary, task)
         except TrispoolError as error:
             return error
         except OSError as error:
             return unavailable(error)
+        name, at = temporary, status.st_mtime_ns / NANO
+        if task.id is not None:
+            name, order = task.id, spoolfile.order_of(task.id, at)
         ref = name if task.priority is None else f"{task.priority}/{name}"
-        order = (seconds * 1_000_000 + microseconds, counter)
-        return name, Entry(name, ref, status.st_mtime_ns / NANO, task.priority, order)
+        return temporary, Entry(name, ref, at, task.priority, order)
 
     def _write(self, name: str, task: NewTask) -> os.stat_result:
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
@@ -143,7 +157,8 @@ class SpoolWriter:
             os.close(fd)
         return status
 
-    def _publish(self, name: str, ref: str, touched: set[str]) -> None:
+    def _publish(self, temporary: str, entry: Entry, touched: set[str]) -> None:
+        ref = entry.ref
         folder = os.path.dirname(ref)
         if folder:
             try:
@@ -157,7 +172,15 @@ class SpoolWriter:
             if len(self._published) >= MAX_PUBLISHED:
                 self._published.clear()
             self._published.add(ref)  # before anybody can see the file
-        os.rename(name, ref, src_dir_fd=self.temporary, dst_dir_fd=self._folder)
+        if entry.id == temporary:
+            os.rename(temporary, ref, src_dir_fd=self.temporary, dst_dir_fd=self._folder)
+        else:
+            # A name that was given may be taken, and a rename would overwrite what is there.
+            try:
+                os.link(temporary, ref, src_dir_fd=self.temporary, dst_dir_fd=self._folder, follow_symlinks=False)
+            except FileExistsError:
+                raise TaskRefused(f"there is a task {entry.id!r} already", status=409) from None
+            self._discard(temporary)
         touched.add(folder)
 
     def _fsync_folder(self, folder: str) -> None:

@@ -73,6 +73,8 @@ class NewTask:
         at: Unix seconds; the task is not run before. None: at once.
         priority: 0 to `MAX_PRIORITY`, smaller runs first. None: after all that have one.
         spool: What the task asks for: a spool's name or its absolute directory. None: the receiver's default.
+        id: The name of its spool file, chosen beforehand (`trispool.spoolwriter.new_name`), so that it is known whether
+            the task was kept though nobody heard it. None: the store chooses.
     """
 
     payload: bytes
@@ -80,6 +82,7 @@ class NewTask:
     at: float | None = None
     priority: int | None = None
     spool: str | None = None
+    id: str | None = None
 
 
 class Entry(NamedTuple):

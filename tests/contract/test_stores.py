@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,8 +12,10 @@ import trio
 
 from tests.fakes import MemoryStore
 from trispool.claimed import ClaimedFile, Unclaimable
+from trispool.errors import TaskRefused
 from trispool.packet import decode_vars, new_task
 from trispool.spooldir import SpoolDirectory
+from trispool.spoolwriter import new_name
 from trispool.store.directory import open_directory_store
 from trispool.task import Entry
 
@@ -90,6 +93,23 @@ async def test_what_was_added_is_seen_by_a_scan(kind: str, tmp_path: Path) -> No
         assert {task_id: entry._replace(fresh=False) for task_id, entry in found.items()} == {
             entry.id: entry for entry in added
         }
+
+
+async def test_an_id_chosen_beforehand_is_kept_and_given_once(kind: str, tmp_path: Path) -> None:
+    async with opened(kind, tmp_path) as store:
+        (name, order), (other, _) = new_name(), new_name()
+        chosen = replace(new_task({"n": "1"}, b"first"), id=name)
+        (entry,) = entries(await store.add([chosen]))
+        assert (entry.id, entry.order) == (name, order)
+        again = [replace(new_task({"n": "2"}), id=name), replace(new_task({"n": "3"}, priority=4), id=other)]
+        refused, accepted = await store.add(again)
+        assert isinstance(refused, TaskRefused)
+        assert refused.status == 409
+        assert isinstance(accepted, Entry)
+        assert sorted(found.id for found in await seen(store)) == sorted([name, other])
+        kept = await store.get(entry.ref)
+        assert kept is not None
+        assert kept.body == b"first"
 
 
 async def test_get_gives_vars_and_body_of_what_waits(kind: str, tmp_path: Path) -> None:

@@ -67,7 +67,8 @@ class SpoolStore(Protocol):
         Calls that wait at the same time share one commit. One task's failure is its own result, not the batch's.
 
         Returns:
-            For each task, in order, its entry, or why it was not kept (`TaskRefused` or `SpoolUnavailable`).
+            For each task, in order, its entry, or why it was not kept (`TaskRefused` or `SpoolUnavailable`). One whose
+            `id` was chosen beforehand and waits there already is refused with status 409.
         """
         ...
 

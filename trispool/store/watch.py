@@ -165,7 +165,7 @@ class DirectoryWatch:
             elif spoolfile.is_spool_name(name):
                 ref = f"{folder}/{name}" if folder else name
                 before = seen.get(ref, 0)
-                if mask & _MOVED_TO and not before and self._opened.was_published(ref):
+                if mask & (_MOVED_TO | _CREATE) and not before and self._opened.was_published(ref):
                     continue
                 # A name that has gone and come again is judged by what came last; one that was created and then closed
                 # is whole.
