@@ -47,6 +47,7 @@ class Said:
     traceback: str | None = None
     retry_at: float | None = None
     detail: object = None
+    vars: bytes | None = None
 
 
 def says(*, retries: int | None = None, backoff: float | None = None, default: bool = False) -> dict[str, object]:
@@ -470,14 +471,14 @@ async def test_what_ran_well_is_done_and_recorded(autojump_clock: MockClock) -> 
         (task_id,) = await rig.add(task(at=now() + 2, priority=4))
         await trio.sleep(5)
         started_at = BASE + 2.5
-        worker.report(code="ok", started_at=started_at, run_seconds=1.5, handler="encode", error=None)
+        worker.report(code="ok", started_at=started_at, run_seconds=1.5, handler="encode", vars=b"v")
         await settled()
         (row,) = rig.history.rows
         assert (row.task, row.number, row.outcome, row.state, row.worker, row.handler) == (
             (task_id, 1, "ok", "done", 7, "encode")
         )
         assert (row.started_at, row.queue_seconds, row.run_seconds) == (started_at, 0.5, 1.5)
-        assert (row.at, row.priority, row.error, row.traceback) == (BASE + 2, 4, None, None)
+        assert (row.at, row.priority, row.error, row.traceback, row.vars) == (BASE + 2, 4, None, None, b"v")
         assert row.enqueued_at == BASE + 1e-6
         assert (rig.store.tasks, rig.store.claimed, rig.history.retrying) == ({}, set(), {})
         assert rig.dispatcher.counts == {"ok": 1}

@@ -67,6 +67,7 @@ def test_message_to_a_worker_comes_back_equal_when_decoded(message: frames.ToWor
     [
         frames.Ready(True, {"h": frames.HandlerInfo(retries=3, backoff=[1.0, 2.0], timeout=4.5)}),
         frames.Broken("Traceback …"),
+        frames.Done([frames.Report(1, "ok", vars=b"\xff")]),
         frames.Done([frames.Report(1, "ok"), frames.Report(2, "failed", 1.5, 0.5, "h", "e", "t", 9.0, "d")]),
         frames.Progress("id", 0.5, "half"),
     ],

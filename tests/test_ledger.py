@@ -18,6 +18,7 @@ from trispool.control import Attempt
 from trispool.errors import SpoolUnavailable
 from trispool.ledger import Ledger
 from trispool.ledgerfile import LedgerFile
+from trispool.packet import encode_vars
 from trispool.task import AttemptRow, Retrying, TaskState
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 PATIENCE = 20.0
 NOW = 1_700_000_000.0
+VARS = encode_vars({"handler": "encode", "path": b"\xff.mov"})
 
 
 def task_id(number: int = 1) -> str:
@@ -127,7 +129,14 @@ async def test_what_is_recorded_is_written(path: Path, monkeypatch: pytest.Monke
     writes = Writes(monkeypatch)
     async with running(path) as ledger:
         full = row(
-            3, state=None, outcome="failed", error="é\x00", traceback="Traceback", handler=None, priority=2**63 - 1
+            3,
+            state=None,
+            outcome="failed",
+            error="é\x00",
+            traceback="Traceback",
+            handler=None,
+            priority=2**63 - 1,
+            vars=b"\xff",
         )
         ledger.record(full)
         await writes.written.wait()
@@ -386,10 +395,22 @@ async def test_a_file_of_a_later_version_is_left_alone(path: Path) -> None:
         ledger.record(row())
         await names(ledger)
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA user_version = 2")
+        connection.execute("PRAGMA user_version = 3")
     with pytest.raises(OSError, match="later version"):
         await Ledger(str(path)).open()
     assert stored(path) == [task_id()]
+
+
+async def test_a_file_of_the_version_before_is_gone_on_with(path: Path) -> None:
+    async with opened(path) as ledger:
+        ledger.record(row(1))
+        await names(ledger)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript("ALTER TABLE attempts DROP COLUMN vars; PRAGMA user_version = 1")
+    async with opened(path) as ledger, opened(path):
+        ledger.record(row(2, vars=VARS))
+        assert await names(ledger) == [task_id(1), task_id(2)]
+    assert stored(path, "task, vars") == [(task_id(1), None), (task_id(2), VARS)]
 
 
 def damaged_beside(path: Path) -> list[Path]:
@@ -593,6 +614,17 @@ async def test_a_task_is_told_as_its_last_attempt_left_it(path: Path) -> None:
         assert waiting is not None
         assert (waiting.state, waiting.finished_at) == (TaskState.READY, None)
         assert await ledger.last(task_id(9)) is None
+
+
+async def test_the_vars_of_a_task_are_told_as_far_as_they_are_known(path: Path) -> None:
+    async with opened(path) as ledger:
+        ledger.record(row(1, number=1, outcome="retry", state=None))
+        ledger.record(row(1, number=2, vars=VARS))
+        ledger.record(row(1, number=2, outcome="held", state=None))
+        ledger.record(row(2))
+        assert await ledger.vars_of(task_id(1)) == {b"handler": b"encode", b"path": b"\xff.mov"}
+        assert await ledger.vars_of(task_id(2)) is None
+        assert await ledger.vars_of(task_id(3)) is None
 
 
 @pytest.mark.parametrize("name", ["uwsgi_spoolfile_on_by_hand", "x" * 200, "", "é"])

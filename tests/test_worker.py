@@ -17,6 +17,7 @@ from tests.worker_support import (
     write_handlers,
 )
 from trispool.packet import new_task
+from trispool.task import MAX_KEPT_VARS
 from trispool.worker.frames import HandlerInfo, Ready, Setup
 
 if TYPE_CHECKING:
@@ -180,6 +181,21 @@ def test_outcome_is_reported_when_a_handler_has_run(
         assert report.retry_at == (2e9 if error == "not yet" else None)
         assert next_one.code == "ok"
         assert worker.quit() == 0
+
+
+@pytest.mark.parametrize("loop", ["sync", "async"])
+def test_vars_are_told_of_a_task_that_ran_well_unless_they_are_long(tmp_path: Path, loop: str) -> None:
+    extra = "" if loop == "sync" else "\n@handler\nasync def other(): ..."
+    with raw_worker(Setup(imports=(write_handlers(tmp_path, OUTCOMES + extra),))) as worker:
+        fits = {"return": -2, "fill": "x" * (MAX_KEPT_VARS - 4 * 2 - len("return-2fill"))}
+        tasks = [
+            carried("fits", fits),
+            carried("long", {**fits, "fill": fits["fill"] + "x"}),
+            carried("again", {"return": -1}),
+        ]
+        worker.run(*tasks)
+        told = {report.number: report.vars for report in worker.reports(3)}
+        assert told == {1: tasks[0][0][2][0], 2: None, 3: None}
 
 
 def test_task_is_ignored_when_nobody_is_there_for_it(tmp_path: Path) -> None:

@@ -85,6 +85,7 @@ class ClaimedFile:
 
     Attributes:
         ref: Its path below the spool directory.
+        payload: The task's encoded vars.
         vars: The task's vars.
         body: The task's body.
         at: Its mtime, Unix seconds.
@@ -94,12 +95,13 @@ class ClaimedFile:
         unlink: Removes the file, given `ref` and `fd`.
     """
 
-    __slots__ = ("_fd", "_unlink", "at", "body", "ref", "vars")
+    __slots__ = ("_fd", "_unlink", "at", "body", "payload", "ref", "vars")
 
     def __init__(
         self,
         fd: int,
         ref: str,
+        payload: bytes,
         vars: Mapping[bytes, bytes],
         body: bytes,
         at: float,
@@ -108,6 +110,7 @@ class ClaimedFile:
         self._fd = fd
         self._unlink = unlink
         self.ref = ref
+        self.payload = payload
         self.vars = vars
         self.body = body
         self.at = at
@@ -166,8 +169,8 @@ def open_locked(folder: int, ref: str) -> int:
     return fd
 
 
-def read_task(fd: int, size: int, body_limit: int | None = None) -> tuple[dict[bytes, bytes], bytes]:
-    """The vars and body of a spool file.
+def read_task(fd: int, size: int, body_limit: int | None = None) -> tuple[bytes, dict[bytes, bytes], bytes]:
+    """The encoded vars of a spool file, the same decoded, and its body.
 
     Args:
         fd: The file, at its beginning.
@@ -179,11 +182,11 @@ def read_task(fd: int, size: int, body_limit: int | None = None) -> tuple[dict[b
     """
     # The head first: what is no task is not read whole, however long it is.
     head = _read_all(fd, min(size, _LONGEST_HEAD))
-    vars_, body = spoolfile.decode(head)
+    payload, vars_, body = spoolfile.parts(head)
     if body_limit is not None:
         size = min(size, len(head) - len(body) + body_limit)
         body = body[:body_limit]
-    return vars_, body + _read_all(fd, size - len(head)) if size > len(head) else body
+    return payload, vars_, body + _read_all(fd, size - len(head)) if size > len(head) else body
 
 
 def _read_all(fd: int, size: int) -> bytes:

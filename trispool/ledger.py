@@ -25,6 +25,7 @@ from trispool import spoolfile
 from trispool.control import Attempt, TaskSummary
 from trispool.errors import SpoolUnavailable
 from trispool.ledgerfile import Damaged, LedgerFile, Replaced
+from trispool.packet import decode_vars
 from trispool.task import TaskState
 
 if TYPE_CHECKING:
@@ -162,6 +163,14 @@ class Ledger:
         where, values = _of_task(task_id)
         rows = await self._query(f"SELECT {_SUMMARY} FROM attempts WHERE {where} ORDER BY seq DESC LIMIT 1", values)
         return _summary(rows[0])[1] if rows else None
+
+    async def vars_of(self, task_id: str) -> dict[bytes, bytes] | None:
+        """The vars of a task that is done or cancelled, or None if the history does not have them."""
+        where, values = _of_task(task_id)
+        rows = await self._query(
+            f"SELECT vars FROM attempts WHERE {where} AND vars IS NOT NULL ORDER BY seq DESC LIMIT 1", values
+        )
+        return decode_vars(rows[0][0]) if rows else None
 
     async def finished(
         self, *, q: str | None, ascending: bool, limit: int, after: int | None

@@ -37,7 +37,7 @@ times as long, and a busy event loop gives the lock back only once a switch inte
 _LOCKED_SECONDS: Final = 5.0
 """How long to wait for another process that writes to the file."""
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 
 _SCHEMA: Final = f"""
 PRAGMA journal_mode = WAL;
@@ -59,7 +59,8 @@ CREATE TABLE IF NOT EXISTS attempts (
     traceback TEXT,
     at REAL NOT NULL,
     priority INTEGER,
-    enqueued_at REAL NOT NULL
+    enqueued_at REAL NOT NULL,
+    vars BLOB                    -- encoded; see `AttemptRow`
 );
 -- A task's id tells when it was enqueued. An index of that is a tenth of one of ids, and half the time to keep.
 CREATE INDEX IF NOT EXISTS attempts_enqueued_at ON attempts (enqueued_at);
@@ -242,6 +243,8 @@ class LedgerFile:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if version > _VERSION:
                 raise OSError(f"{self._path} was written by a later version of trispool")
+            if version == 1:
+                _add_vars(connection)
             connection.executescript(_SCHEMA)
             rows = connection.execute("SELECT * FROM retrying").fetchall()
         except sqlite3.Error as error:
@@ -312,6 +315,16 @@ def _file_at(path: str) -> tuple[int, int]:
     except FileNotFoundError:
         return _NO_FILE
     return status.st_dev, status.st_ino
+
+
+def _add_vars(connection: sqlite3.Connection) -> None:
+    """From version 1 to 2."""
+    connection.execute("BEGIN IMMEDIATE")
+    # Another service may have been quicker.
+    if connection.execute("PRAGMA user_version").fetchone() == (1,):
+        connection.execute("ALTER TABLE attempts ADD COLUMN vars BLOB")
+        connection.execute("PRAGMA user_version = 2")
+    connection.execute("COMMIT")
 
 
 def _judged(error: sqlite3.Error) -> Exception:

@@ -184,7 +184,7 @@ class SpoolDirectory:
             if at > now:
                 raise NotDue(at)
             try:
-                vars_, body = read_task(fd, status.st_size)
+                payload, vars_, body = read_task(fd, status.st_size)
             except MalformedSpoolFile as error:
                 if error.incomplete and now - status.st_ctime_ns / NANO < GRACE_SECONDS:
                     raise Settling from None
@@ -192,7 +192,7 @@ class SpoolDirectory:
         except BaseException:
             os.close(fd)
             raise
-        return ClaimedFile(fd, ref, vars_, body, at, self._unlink)
+        return ClaimedFile(fd, ref, payload, vars_, body, at, self._unlink)
 
     def _open_locked(self, ref: str) -> int:
         try:
@@ -304,7 +304,8 @@ class SpoolDirectory:
         except OSError as error:
             raise Unreadable(error.strerror or str(error)) from error
         try:
-            return read_task(fd, os.fstat(fd).st_size, body_limit)
+            _, vars_, body = read_task(fd, os.fstat(fd).st_size, body_limit)
+            return vars_, body
         except (MalformedSpoolFile, OSError) as error:
             raise Unreadable(str(error)) from None
         finally:

@@ -18,7 +18,7 @@ from typing import Final
 from trispool.errors import MalformedPacket, MalformedSpoolFile
 from trispool.packet import SPOOLER_MODIFIER, decode_vars, encode_packet, fault_in_vars
 
-__all__ = ["PREFIX", "decode", "encode", "is_priority_name", "is_spool_name", "new_name", "order_of"]
+__all__ = ["PREFIX", "decode", "encode", "is_priority_name", "is_spool_name", "new_name", "order_of", "parts"]
 
 PREFIX: Final = "uwsgi_spoolfile_on_"
 """How the name of every spool file begins (`core/spooler.c`, `spooler_manage_task`)."""
@@ -46,13 +46,20 @@ def decode(data: bytes) -> tuple[dict[bytes, bytes], bytes]:
     Raises:
         MalformedSpoolFile: It is none; with `incomplete` set if it is the beginning of one.
     """
+    _, vars, body = parts(data)
+    return vars, body
+
+
+def parts(data: bytes) -> tuple[bytes, dict[bytes, bytes], bytes]:
+    """The encoded vars of a spool file, the same decoded, and its body. Raises as `decode` does."""
     if len(data) < 4 or data[0] != SPOOLER_MODIFIER or data[3] != 0:
         raise _why_not(data)
     end = 4 + (data[1] | data[2] << 8)
     if len(data) < end:
         raise _why_not(data)
     try:
-        return decode_vars(data[4:end]), data[end:]
+        payload = data[4:end]
+        return payload, decode_vars(payload), data[end:]
     except MalformedPacket as error:
         raise MalformedSpoolFile(f"byte {4 + error.offset}: {error}") from None
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LATEST_AT",
+    "MAX_KEPT_VARS",
     "MAX_PRIORITY",
     "MAX_VALUE",
     "MAX_VARS",
@@ -36,6 +37,9 @@ MAX_VALUE: Final = 0xFFFF
 
 MAX_PRIORITY: Final = 999_999_999
 """A priority is the name of a directory of digits; nine of them are plenty and stay a small integer everywhere."""
+
+MAX_KEPT_VARS: Final = 1024
+"""The encoded vars that the history keeps of a task, in bytes: a row without is 150 bytes, and there are millions."""
 
 LATEST_AT: Final = 15_000_000_000.0
 """The latest `at`, in Unix seconds (year 2445): what an ext4 mtime, where `at` is kept, can hold."""
@@ -109,7 +113,9 @@ class AttemptRow(NamedTuple):
     """One row of the history; a plain tuple, since every task makes one. Times are Unix seconds.
 
     Attributes:
-        state: `done` or `dead`, or None if the task goes on waiting.
+        state: `done`, `dead` or `cancelled`, or None if the task goes on waiting.
+        vars: The encoded vars of a task that is done or cancelled, so that it can be searched and shown still; None if
+            they are longer than `MAX_KEPT_VARS`, or not known.
     """
 
     task: str
@@ -126,6 +132,7 @@ class AttemptRow(NamedTuple):
     at: float
     priority: int | None
     enqueued_at: float
+    vars: bytes | None = None
 
 
 class Retrying(NamedTuple):

@@ -77,6 +77,8 @@ class Report(Protocol):
     def retry_at(self) -> float | None: ...
     @property
     def detail(self) -> object: ...
+    @property
+    def vars(self) -> bytes | None: ...
 
 
 class Worker(Protocol):
@@ -127,6 +129,7 @@ class Loss:
     traceback: str | None = None
     handler = None
     detail: object = None
+    vars: bytes | None = None
 
     def __init__(self, claim: Claim, code: str, started_at: float, now: float, error: str) -> None:
         self.claim = claim
@@ -184,6 +187,7 @@ def row_of_attempt(running: Running, report: Report, handler: str | None) -> Att
         entry.at,
         entry.priority,
         entry.order[0] / 1e6,
+        report.vars,
     )
 
 

@@ -19,6 +19,7 @@ import trio
 
 from trispool.calling import Result, call, call_async, call_legacy, failed, find, legacy_env, name_of, no_handler
 from trispool.handlers import Handler
+from trispool.task import MAX_KEPT_VARS
 from trispool.worker import frames
 from trispool.worker.board import BEGUN, HELD, MARKS
 from trispool.worker.claims import leave_fork, let_go, make_task, no_files, open_carried, why_not
@@ -268,6 +269,7 @@ class AsyncLoop:
                 stream.end_line(job.task_id)
         if job.is_file:
             result = let_go(cast("ClaimedFile", job.held), result)
+        payload = job.held.payload
         self._ended(
             job.number,
             cast("Code", result.code),
@@ -277,6 +279,8 @@ class AsyncLoop:
             result.error,
             result.traceback,
             result.retry_at,
+            None,
+            payload if result.code == "ok" and len(payload) <= MAX_KEPT_VARS else None,
         )
 
     def _ended(self, number: int, code: Code, *more: object) -> None:

@@ -38,6 +38,7 @@ _CODES: Final[dict[type[Unclaimable], Code]] = {
 class Carried(NamedTuple):
     """A task that came whole, as its store keeps no files. Like a claimed file to whoever runs it."""
 
+    payload: bytes
     vars: dict[bytes, bytes]
     body: bytes
     at: float = 0.0
@@ -50,7 +51,7 @@ def open_carried(content: tuple[bytes, bytes]) -> Carried:
         Unreadable: The vars cannot be decoded.
     """
     try:
-        return Carried(decode_vars(content[0]), content[1])
+        return Carried(content[0], decode_vars(content[0]), content[1])
     except MalformedPacket as error:
         raise Unreadable(str(error)) from None
 

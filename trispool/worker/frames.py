@@ -169,6 +169,7 @@ class Report(msgspec.Struct, array_like=True):
         traceback: Of the handler.
         retry_at: When the handler wants it run again, Unix seconds.
         detail: Unix seconds for `not_due`, the reason for `unreadable`.
+        vars: The encoded vars of a task that is `ok`, if they are not longer than `trispool.task.MAX_KEPT_VARS`.
     """
 
     number: int
@@ -180,6 +181,7 @@ class Report(msgspec.Struct, array_like=True):
     traceback: str | None = None
     retry_at: float | None = None
     detail: float | str | None = None
+    vars: bytes | None = None
 
 
 R = TypeVar("R", bound=Report)

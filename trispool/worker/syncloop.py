@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from trispool.calling import OK, call, call_legacy, failed, find, legacy_env, name_of, no_handler
 from trispool.handlers import Handler
+from trispool.task import MAX_KEPT_VARS
 from trispool.worker import frames
 from trispool.worker.board import MARKS, RETURNED
 from trispool.worker.claims import leave_fork, let_go, make_task, no_files, open_carried, why_not
@@ -185,7 +186,8 @@ class SyncLoop:
                 marks[number & mask] = _MARK_OK
                 if not reports:
                     report_by = now + REPORT_SECONDS
-                reports.append((number, "ok", began + to_unix, now - began, name))
+                payload = held.payload if len(held.payload) <= MAX_KEPT_VARS else None
+                reports.append((number, "ok", began + to_unix, now - began, name, None, None, None, None, payload))
             else:
                 marks[number & mask] = MARKS[cast("Code", result.code)]
                 reports.append(
