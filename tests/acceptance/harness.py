@@ -12,12 +12,13 @@ import os
 import queue
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -94,12 +95,14 @@ class Service:
         self.process: subprocess.Popen[bytes] | None = None
         self.config = folder / "config.toml"
         self.grace_seconds = spool.pop("grace_seconds", 10)
+        self.http = {"bind": f"127.0.0.1:{self.http_port}", **cast("dict[str, object]", spool.pop("http", {}))}
         settings: dict[str, object] = {"processes": 2, "frequency": 30, "durability": "os", **spool}
         settings.setdefault("import", [str(HANDLERS)])
         self.config.write_text(
             f'state_dir = "var"\ngrace_seconds = {self.grace_seconds}\n'
-            f'[http]\nbind = "127.0.0.1:{self.http_port}"\n'
-            f'[[listen]]\nbind = "unix:{self.socket}"\n'
+            + "[http]\n"
+            + "".join(f"{key} = {json.dumps(value)}\n" for key, value in self.http.items())
+            + f'[[listen]]\nbind = "unix:{self.socket}"\n'
             f'[[listen]]\nbind = "127.0.0.1:{self.tcp_port}"\n'
             '[[spool]]\nname = "default"\ndirectory = "spool"\n'
             + "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
@@ -152,20 +155,46 @@ class Service:
         token: bool = True,
     ) -> tuple[int, bytes]:
         """An HTTP request to the API."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=LONG)
-        with contextlib.closing(connection):
+        with contextlib.closing(self.connect()) as connection:
             sent = dict(headers or {})
             if token:
-                sent["Authorization"] = f"Bearer {(self.folder / 'var/token').read_text().strip()}"
+                sent.setdefault("Authorization", f"Bearer {self.token}")
             connection.request(method, path, body, sent)
             answer = connection.getresponse()
             return answer.status, answer.read()
 
+    def connect(self) -> http.client.HTTPConnection:
+        """A connection to the API, however it is configured."""
+        bind = str(self.http["bind"])
+        if bind.startswith("unix:"):
+            return _UnixConnection(str(self.folder / bind.removeprefix("unix:")))
+        if "certfile" in self.http:
+            context = ssl.create_default_context(cafile=str(self.http["certfile"]))
+            return http.client.HTTPSConnection("localhost", self.http_port, timeout=LONG, context=context)
+        return http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=LONG)
+
+    @property
+    def token(self) -> str:
+        """The operator's."""
+        return (self.folder / "var/token").read_text().strip()
+
     def get(self, path: str) -> Any:
         """What the API says at `path`."""
-        status, content = self.request("GET", f"/api/v1{path}")
-        assert status == 200, content
-        return json.loads(content)
+        return self.ask("GET", path)
+
+    def ask(self, method: str, path: str, document: object = None, *, status: int = 200, **headers: str) -> Any:
+        """The JSON that the API answers, which has to be with this status. Underscores in headers are dashes."""
+        body = None if document is None else json.dumps(document).encode()
+        sent = {"Content-Type": "application/json"} if body is not None else {}
+        sent |= {name.replace("_", "-"): value for name, value in headers.items()}
+        answered, content = self.request(method, f"/api/v1{path}", body, sent)
+        assert answered == status, content
+        return json.loads(content) if content else None
+
+    def put(self, vars: Mapping[str, object], **members: object) -> str:
+        """Enqueue by HTTP; gives the id."""
+        answer = self.ask("POST", "/spools/default/tasks", {"vars": vars, **members}, status=201)
+        return str(answer["id"])
 
     def status(self) -> Any:
         """The spool's status."""
@@ -192,6 +221,17 @@ class Service:
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=LONG)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(LONG)
+        self.sock.connect(self._path)
 
 
 def packet(vars: Mapping[str, str]) -> bytes:
