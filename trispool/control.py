@@ -73,6 +73,8 @@ class SpoolStatus:
         retrying: How many of the scheduled tasks have failed before.
         held: How many tasks an operator has told to wait.
         configured: What the configuration says of what can be changed: `frequency`, `processes`, `paused`.
+        scanned: Whether the first scan is over; nothing runs before.
+        refusing: Why its store keeps no tasks that come now, or None.
     """
 
     name: str
@@ -92,6 +94,8 @@ class SpoolStatus:
     problem: str | None = None
     held: int = 0
     configured: Mapping[str, float | bool] = field(default_factory=dict)
+    scanned: bool = True
+    refusing: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,8 +314,8 @@ class Control(Protocol):
         """Counts, rates and times of the last hour, as a JSON document; see `trispool.stats`."""
         ...
 
-    def metrics(self) -> bytes:
-        """The metrics in Prometheus' text format 0.0.4."""
+    async def metrics(self) -> bytes:
+        """The metrics in Prometheus' text format 0.0.4, at most a second old; made in a thread."""
         ...
 
     def events(self, after: str | None = None) -> AsyncGenerator[Event | None, None]:
