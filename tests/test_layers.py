@@ -58,7 +58,7 @@ LAYERS: dict[str, list[list[str]]] = {
         ["employer", "hand", "pace", "workerlink", "workerproc", "pool"],
     ],
     "4": [["admin"]],
-    "5": [["listing", "controller", "livespool", "service"]],
+    "5": [["actions", "listing", "controller", "livespool", "service"]],
     "6": [["logs", "cli"]],
 }
 ORDER = list(LAYERS)
