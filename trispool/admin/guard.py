@@ -12,11 +12,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from quart import Quart, Response, request
+from quart import Quart, Response, g, request
 
 from trispool.admin.auth import Role, Tokens, bearer_token
 from trispool.admin.problems import Problem
 from trispool.admin.settings import host_of
+from trispool.operating import Actor
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -105,6 +106,9 @@ def _check_token(tokens: Tokens, needed: Role | None) -> None:
             "This token is not known here.",
             headers={"WWW-Authenticate": 'Bearer realm="trispool", error="invalid_token"'},
         )
+    # Views ask `exchange.actor` for it.
+    client = request.scope["client"]
+    g.actor = Actor("operator", role.value, client[0] if client else "unix")
     if needed is not None and not role.permits(needed):
         raise Problem(
             403,
