@@ -31,8 +31,9 @@ LAYERS: dict[str, list[list[str]]] = {
     "0": [["errors", "task", "operating", "control", "printable", "quantities"]],
     "1a": [
         [
-            *("packet", "reader", "spoolfile", "schedule", "retry", "backlog", "kinds", "arguments"),
+            *("packet", "reader", "spoolfile", "schedule", "retry", "backlog", "kinds", "arguments", "packed"),
             *("settings", "configmodel", "configchecks", "config"),
+            *("histogram", "tally", "figures"),
         ]
     ],
     "1b": [
@@ -58,7 +59,7 @@ LAYERS: dict[str, list[list[str]]] = {
         ["employer", "hand", "pace", "workerlink", "workerproc", "pool"],
     ],
     "4": [["admin"]],
-    "5": [["actions", "listing", "controller", "livespool", "service"]],
+    "5": [["actions", "bulkrun", "bulk", "listing", "controller", "livespool", "service"]],
     "6": [["logs", "cli"]],
 }
 ORDER = list(LAYERS)
