@@ -55,6 +55,7 @@ LAYERS: dict[str, list[list[str]]] = {
     "3": [
         ["bind", "connection", "intake", "pollset", "listener"],
         ["scanner"],
+        ["events"],
         ["workforce", "dispatcher"],
         ["employer", "hand", "pace", "workerlink", "workerproc", "pool"],
     ],
