@@ -41,8 +41,9 @@ class Packed(Generic[T]):
 
     def rows(self, start: int = 0) -> Iterator[T]:
         """The rows from number `start` on."""
+        before = len(self._blocks) * ROWS_PER_BLOCK
         block, skipped = divmod(start, ROWS_PER_BLOCK)
         for number in range(block, len(self._blocks)):
             yield from islice(json.loads(zlib.decompress(self._blocks[number])), skipped, None)
             skipped = 0
-        yield from islice(self._last, skipped, None)
+        yield from self._last[max(0, start - before) :]
