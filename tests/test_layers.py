@@ -33,7 +33,7 @@ LAYERS: dict[str, list[list[str]]] = {
         [
             *("packet", "reader", "spoolfile", "schedule", "retry", "backlog", "kinds", "arguments", "packed"),
             *("settings", "configmodel", "configchecks", "config"),
-            *("histogram", "tally", "figures"),
+            *("histogram", "tally", "figures", "stats", "health"),
         ]
     ],
     "1b": [
