@@ -310,8 +310,8 @@ class Control(Protocol):
 
     # Watching
 
-    def stats(self) -> Mapping[str, object]:
-        """Counts, rates and times of the last hour, as a JSON document; see `trispool.stats`."""
+    async def stats(self) -> Mapping[str, object]:
+        """Counts, rates and times of the last hour, as a JSON document; see `trispool.stats`. As fresh as `metrics`."""
         ...
 
     async def metrics(self) -> bytes:
