@@ -31,7 +31,7 @@ class Employer(Protocol):
         Args:
             worker: Which.
             returned: Tasks it had that are not to blame: not begun, or ended by our wish.
-            suspects: Tasks it was running when it died.
+            suspects: Tasks it was running when it died; or the one that was cancelled, if it was killed for that.
             cause: `killed by signal 11 (SIGSEGV)`, `exited with code 3`, `harakiri: ran longer than 60 s`, …
         """
 

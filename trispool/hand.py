@@ -61,6 +61,10 @@ class Hand:
         """The task whose handler holds the worker's interpreter."""
         return self.tasks.get(self.board.running[0])
 
+    def number_of(self, task_id: str) -> int | None:
+        """The number of a task in hand, or None."""
+        return next((number for number, claim in self.tasks.items() if claim.id == task_id), None)
+
     def put(self, claims: Sequence[Claim], attempts: Sequence[int]) -> Iterator[tuple[int, Items]]:
         """Number tasks, and make room for them on the board.
 
@@ -167,15 +171,19 @@ class Hand:
             if self.board.code(number) == "ok"
         ]
 
-    def take_all(self, *, blameless: bool) -> tuple[list[Report], list[Claim], list[Claim]]:
+    def take_all(
+        self, *, blameless: bool, cancelled: int | None = None
+    ) -> tuple[list[Report], list[Claim], list[Claim]]:
         """Take everything: the worker is dead.
 
         Args:
             blameless: Whether what was running is not to blame for that.
+            cancelled: The task for whose sake it was killed; the others are then not to blame.
 
         Returns:
-            The reports it could not make any more, the tasks that were not begun, and those that are suspect: of a sync
-            worker the one it was running, of an async worker the one that held the interpreter, or else all that ran.
+            The reports it could not make any more, the tasks that were not begun or are not to blame, and those that
+            are suspect: of a sync worker the one it was running, of an async worker the one that held the interpreter,
+            or else all that ran.
         """
         reports: list[Report] = []
         returned: list[Claim] = []
@@ -189,7 +197,9 @@ class Hand:
             if code is not None and code not in _UNRUN:
                 error = None if code == "ok" else "its worker died before it could tell more"
                 reports.append(Report(number, code, time.time(), error=error, claim=claim))
-            elif blameless or code is not None:
+            elif number == cancelled and code is None:
+                suspects.append(claim)
+            elif blameless or cancelled is not None or code is not None:
                 returned.append(claim)
             elif number == running or (any_may_be and board.is_begun(number)):
                 suspects.append(claim)

@@ -139,8 +139,27 @@ class Pool:
             self._slots.remove(slot)
             slot.retire()
 
+    def cancel(self, task_id: str) -> bool:
+        """See to it that a task which a worker has ends, and is not run to its end.
+
+        What becomes of it the employer hears as ever, once:
+
+        - It was not begun: it is reported as `returned`, within milliseconds.
+        - A sync worker runs it: the worker is killed, at once; the task is the only suspect.
+        - An async handler runs it: it is cancelled, and reported as `cancelled`. After `GIVE_WAY_SECONDS` (see
+          `trispool.workerproc`) the worker is killed; the task is the only suspect, and the others come back. So it is
+          with a sync handler in an async worker.
+        - It ends by itself meanwhile: it is reported as it ended.
+
+        Returns:
+            False if no worker has it.
+        """
+        return any(worker.cancel(task_id) for worker in self._workers)
+
     def restart(self, pid: int, *, kill: bool = False) -> bool:
-        """Replace one worker.
+        """Replace one worker: its successor starts when it has finished what it has begun.
+
+        One that still imports its handlers has nothing to finish and is killed.
 
         Args:
             pid: Which.
@@ -150,8 +169,8 @@ class Pool:
             False if there is no such worker.
         """
         for worker in self._workers:
-            if worker.pid == pid:
-                if kill:
+            if worker.pid == pid and worker.is_alive:
+                if kill or worker.ready_at is None:
                     worker.kill("killed: an operator restarted it")
                 else:
                     worker.retire()
@@ -278,6 +297,8 @@ class Pool:
             slot.candidate = None
             if slot.is_outdated or slot.retired or slot.worker is None:
                 successor.retire()
+            elif successor.ready_at is None and successor.was_ended:
+                slot.is_outdated = True  # an operator restarted it
             elif successor.ready_at is None:
                 self._note_problem(successor)
                 self._log.error("reload_failed", kept=slot.worker.pid)

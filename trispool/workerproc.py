@@ -35,8 +35,14 @@ STUCK_SECONDS: Final = 0.02
 OVERDUE_SECONDS: Final = 5.0
 """An async handler that so long after its deadline has not let itself be cancelled costs the worker its life."""
 
+GIVE_WAY_SECONDS: Final = 5.0
+"""For so long the handler of a task that an operator cancels may go on in an async worker, to clean up."""
+
 QUIT_SECONDS: Final = 5.0
 """How long a worker that was told to quit may take to exit (`atexit` functions, threads that were left running)."""
+
+CANCELLED: Final = "killed: an operator cancelled its task"
+"""Why it ended, then."""
 
 _log = structlog.get_logger()
 
@@ -103,6 +109,8 @@ class WorkerProcess:
         self._started_at: float | None = None
         self._settles_at = 0.0
         self._expired: tuple[int, float] | None = None
+        self._cancelling: dict[int, float] = {}  # tasks to be cancelled, and when to kill for them
+        self._killed_for: int | None = None
 
     # What the dispatcher sees
 
@@ -112,6 +120,11 @@ class WorkerProcess:
         return self._link.pid
 
     @property
+    def is_alive(self) -> bool:
+        """Whether there is a process that can be spoken to."""
+        return self._link.alive
+
+    @property
     def cause(self) -> str | None:
         """Why it ended, in words."""
         return self._link.cause
@@ -119,7 +132,7 @@ class WorkerProcess:
     @property
     def room(self) -> int:
         """How many more tasks to give it now."""
-        if self.ready_at is None or self._retiring or self._is_stuck or not self._link.alive:
+        if self.ready_at is None or self._retiring or self._is_stuck or self._is_cancelling or not self._link.alive:
             return 0
         if self.is_async:
             return max(0, min(MAX_BATCH, self._setup.concurrency - self._hand.unanswered, self._left))
@@ -135,14 +148,14 @@ class WorkerProcess:
     def give(self, claims: Sequence[Claim], attempts: Sequence[int]) -> None:
         """Hand over tasks, to be run in this order. Never blocks.
 
-        If the worker has died or was told to quit since its `room` was read, they come back, `returned`, before this
-        call does.
+        If the worker has died, or was told to quit or to cancel a task, since its `room` was read, they come back,
+        `returned`, before this call does.
 
         Args:
             claims: The tasks, one or more, at most `room`.
             attempts: Which attempt it is for each, 1 for the first.
         """
-        if not self._link.alive or self.leaving.is_set():
+        if not self._link.alive or self.leaving.is_set() or self._is_cancelling:
             self._employer.worker_reported(self, [Report(0, "returned", claim=claim) for claim in claims])
             return
         self._left -= len(claims)
@@ -161,6 +174,20 @@ class WorkerProcess:
             self._keeper.worker_is_busy()
 
     # What the pool does
+
+    def cancel(self, task_id: str) -> bool:
+        """See to it that a task ends; see `trispool.pool.Pool.cancel`."""
+        number = self._hand.number_of(task_id)
+        if number is None:
+            return False
+        if self._link.alive and number not in self._cancelling:
+            self._cancelling[number] = time.monotonic() + GIVE_WAY_SECONDS
+            if not self._link.board.is_taken(number):
+                # Also if a sync worker runs it: none of those behind it may have been begun when the worker is killed.
+                self.recall()
+            if self.is_async:
+                self._link.send(("cancel", number))
+        return True
 
     def retire(self) -> None:
         """Have it finish what it has begun and then quit; what it has not begun comes back."""
@@ -208,11 +235,14 @@ class WorkerProcess:
         hand = self._hand
         if not self._link.alive or not hand.tasks:
             self.is_recalling = False
+            self._cancelling.clear()
             return
         board = self._link.board
         if self.is_recalling and now >= self._settles_at:
             self.is_recalling = False
             self._tell(hand.take_unbegun())
+        if self._cancelling:
+            self._see_to_cancelled(now)
         number, started, deadline = board.running
         if number in hand.tasks:
             if deadline and now > deadline:
@@ -321,6 +351,33 @@ class WorkerProcess:
         if reports:
             self._employer.worker_reported(self, reports)
 
+    @property
+    def _is_cancelling(self) -> bool:
+        return any(number in self._hand.tasks for number in self._cancelling)
+
+    def _see_to_cancelled(self, now: float) -> None:
+        tasks, board = self._hand.tasks, self._link.board
+        running = board.running[0]
+        for number, deadline in tuple(self._cancelling.items()):
+            if number not in tasks:
+                del self._cancelling[number]
+            elif board.code(number) is not None:
+                continue  # it has ended, as will soon be said
+            elif not self.is_async:
+                if number == running and not self.is_recalling:
+                    self._kill_for(number)
+            elif number != running and running in tasks and not board.is_told(number):
+                # Another task holds the loop, so that it has not heard yet.
+                self._cancelling[number] = now + GIVE_WAY_SECONDS
+            elif now > deadline and (number == running or board.is_begun(number)):
+                self._kill_for(number)
+
+    def _kill_for(self, number: int) -> None:
+        self.was_ended = self._retiring = True
+        if self._link.cause is None:
+            self._killed_for = number
+        self._link.kill(CANCELLED)
+
     def _overdue(self, number: int, deadline: float, cause: str) -> None:
         # Two looks must agree: see `trispool.worker.board`, rule 3.
         if self._expired == (number, deadline):
@@ -332,8 +389,8 @@ class WorkerProcess:
 
     def _settle(self) -> None:
         """Give back what it had when it died."""
-        reports, returned, suspects = self._hand.take_all(blameless=self._is_blameless)
-        self.died_at_work = bool(suspects)
+        reports, returned, suspects = self._hand.take_all(blameless=self._is_blameless, cancelled=self._killed_for)
+        self.died_at_work = bool(suspects) and not self.was_ended
         if reports:
             self.tasks_done += len(reports)
             self._employer.worker_reported(self, reports)

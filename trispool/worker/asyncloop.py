@@ -4,8 +4,9 @@ Tasks are begun in the order in which they came. An async handler runs beside th
 (the spool's is kept by the service, which gives no more). A handler that is not async runs at once, in the loop: while
 it runs nothing else does. A thread would not help, since what hangs in a thread cannot be ended.
 
-An async handler that takes longer than its timeout is cancelled. One that does not let itself be cancelled, and one
-that keeps the loop from running, cost this process its life: the service sees both on the board.
+An async handler that takes longer than its timeout is cancelled, and so is one whose task an operator cancels. One that
+does not let itself be cancelled, and one that keeps the loop from running, cost this process its life: the service sees
+both on the board.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from trispool.calling import Result, call, call_async, call_legacy, failed, find
 from trispool.handlers import Handler
 from trispool.task import MAX_KEPT_VARS
 from trispool.worker import frames
-from trispool.worker.board import BEGUN, HELD, MARKS
+from trispool.worker.board import BEGUN, HELD, MARKS, TOLD
 from trispool.worker.claims import leave_fork, let_go, make_task, no_files, open_carried, why_not
 
 if TYPE_CHECKING:
@@ -110,7 +111,9 @@ class AsyncLoop:
         self._gates: dict[str, _Gate] = {}
         self._arrived: deque[tuple[int, frames.Item]] = deque()
         self._in_hand = 0
-        self._deadlines: dict[int, float] = {}  # of the async handlers that run
+        self._scopes: dict[int, trio.CancelScope] = {}  # of the async handlers that run
+        self._deadlines: dict[int, float] = {}  # of those of them that have one
+        self._cancelled: set[int] = set()  # those of them that an operator has cancelled
         self._reports: list[tuple[Any, ...]] = []
         self._wake_starter = trio.Event()
         self._wake_reporter = trio.Event()
@@ -147,6 +150,8 @@ class AsyncLoop:
                     self._wake_starter.set()
                 elif isinstance(message, frames.Recall):
                     self._give_back()
+                elif isinstance(message, frames.Cancel):
+                    self._cancel(message.number)
                 elif isinstance(message, frames.Quit):
                     self._quitting = True
                     self._end_if_done()
@@ -199,27 +204,35 @@ class AsyncLoop:
     def _let_in(self, gate: _Gate, job: _Job) -> None:
         gate.running += 1
         self._board.mark(job.number, BEGUN)
-        self._nursery.start_soon(self._run_async, gate, job)
+        scope = self._scopes[job.number] = trio.CancelScope()
+        self._nursery.start_soon(self._run_async, gate, job, scope)
 
-    async def _run_async(self, gate: _Gate, job: _Job) -> None:
+    async def _run_async(self, gate: _Gate, job: _Job, scope: trio.CancelScope) -> None:
         handler = cast("Handler[..., Any]", job.found)
         _current.set(job.task_id)
         timeout = self._timeout(handler)
         began, began_at = time.monotonic(), time.time()
         if timeout:
+            scope.deadline = trio.current_time() + timeout
             self._deadlines[job.number] = began + timeout
             self._show_deadline()
-        result = Result("timeout", f"timed out after {timeout:g} s")
+        result: Result | None = None
         try:
             task = self._make_task(job) if handler.takes_task else None
-            with trio.move_on_after(timeout or float("inf")):
+            with scope:
+                await trio.lowlevel.checkpoint_if_cancelled()  # perhaps before it has begun
                 result = await call_async(handler, job.held.vars, job.held.body, task)
         except trio.Cancelled:
             raise
         except BaseException as error:  # what came together with a cancellation, or is not the handler's
             result = failed(error)
+        if result is None:
+            is_wish = job.number in self._cancelled
+            result = Result("cancelled") if is_wish else Result("timeout", f"timed out after {timeout:g} s")
         if self._link.is_closed:
             leave_fork(result)
+        del self._scopes[job.number]
+        self._cancelled.discard(job.number)
         if self._deadlines.pop(job.number, None) is not None:
             self._show_deadline()
         self._finish(job, result, began_at, time.monotonic() - began)
@@ -290,13 +303,29 @@ class AsyncLoop:
         self._wake_reporter.set()
         self._end_if_done()
 
+    def _cancel(self, number: int) -> None:
+        if scope := self._scopes.get(number):
+            self._cancelled.add(number)
+            self._board.mark(number, TOLD)
+            scope.cancel()
+            return
+        for gate in self._gates.values():
+            for job in gate.waiting:
+                if job.number == number:
+                    gate.waiting.remove(job)
+                    self._return(job)
+                    return
+        # It has ended, or has not been begun: then the board tells that it is recalled.
+
     def _give_back(self) -> None:
         for gate in self._gates.values():
             while gate.waiting:
-                job = gate.waiting.popleft()
-                if job.is_file:
-                    cast("ClaimedFile", job.held).close()
-                self._ended(job.number, "returned")
+                self._return(gate.waiting.popleft())
+
+    def _return(self, job: _Job) -> None:
+        if job.is_file:
+            cast("ClaimedFile", job.held).close()
+        self._ended(job.number, "returned")
 
     def _end_if_done(self) -> None:
         if self._quitting and not self._in_hand:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from trispool.worker.frames import Code
 
-__all__ = ["BEGUN", "HELD", "MARKS", "RECALL_SETTLES", "RETURNED", "Board"]
+__all__ = ["BEGUN", "HELD", "MARKS", "RECALL_SETTLES", "RETURNED", "TOLD", "Board"]
 
 RECALL_SETTLES: Final = 0.001
 """Seconds from writing a recall to acting on it: some thousand times longer than a store takes to be seen."""
@@ -46,6 +46,7 @@ MARKS: Final[dict[Code, int]] = {
     "unreadable": 9,
     "settling": 10,
     "returned": 11,
+    "cancelled": 12,
 }
 """The mark of a task that has ended."""
 
@@ -54,6 +55,9 @@ BEGUN: Final = 255
 
 HELD: Final = 254
 """The mark of a task of an async worker that is claimed but waits for others of its handler to end."""
+
+TOLD: Final = 253
+"""The mark of a task of an async worker whose handler runs and has been cancelled by an operator."""
 
 RETURNED: Final = MARKS["returned"]
 
@@ -164,4 +168,8 @@ class Board:
 
     def is_begun(self, number: int) -> bool:
         """Whether an async worker's handler runs the task."""
-        return self.marks[number & (self.slots - 1)] == BEGUN
+        return self.marks[number & (self.slots - 1)] in (BEGUN, TOLD)
+
+    def is_told(self, number: int) -> bool:
+        """Whether that handler has been cancelled by an operator."""
+        return self.marks[number & (self.slots - 1)] == TOLD

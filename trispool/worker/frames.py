@@ -19,6 +19,7 @@ from trispool.errors import TrispoolError
 __all__ = [
     "MAX_FRAME",
     "Broken",
+    "Cancel",
     "Code",
     "Done",
     "FrameReader",
@@ -45,11 +46,14 @@ MAX_FRAME: Final = 0x7FFF_FFFF
 _LENGTH: Final = struct.Struct(">I")
 _encoder: Final = msgspec.msgpack.Encoder()
 
-Code = Literal[
-    "ok", "retry", "ignore", "failed", "timeout", "gone", "locked", "not_due", "unreadable", "settling", "returned"
-]
-"""How a task ended in a worker. The first five ran (`timeout`: an async handler was cancelled); the next five could not
-be claimed (`trispool.claimed`); `returned` was not begun, because the service had recalled it."""
+Code = (
+    Literal["ok", "retry", "ignore", "failed", "timeout", "cancelled"]
+    | Literal["gone", "locked", "not_due", "unreadable", "settling"]
+    | Literal["returned"]
+)
+"""How a task ended in a worker. Those of the first line ran (`timeout`: an async handler was cancelled because it took
+too long; `cancelled`: because an operator wished it); those of the second could not be claimed (`trispool.claimed`);
+`returned` was not begun, because the service had recalled it."""
 
 Item = tuple[tuple[str, str, tuple[bytes, bytes] | None], int]
 """One task to run: its claim as the store made it (id, ref, and the encoded vars and the body unless the worker claims
@@ -112,6 +116,12 @@ class Quit(msgspec.Struct, array_like=True, tag="quit", frozen=True):
 
 class Recall(msgspec.Struct, array_like=True, tag="recall", frozen=True):
     """Return what waits for a handler's `concurrency`. What else is not begun is recalled by the board."""
+
+
+class Cancel(msgspec.Struct, array_like=True, tag="cancel", frozen=True):
+    """To an async worker: cancel the handler of this task; if it waits for the handler's `concurrency`, return it."""
+
+    number: int
 
 
 class Pids(msgspec.Struct, array_like=True, tag="pids", frozen=True):
@@ -201,7 +211,7 @@ class Progress(msgspec.Struct, array_like=True, tag="progress", frozen=True):
     text: str
 
 
-ToWorker = Setup | Run | Recall | Quit | Pids | SetFrequency
+ToWorker = Setup | Run | Recall | Cancel | Quit | Pids | SetFrequency
 FromWorker = Ready | Broken | Done[Report] | Progress | SetFrequency
 
 
