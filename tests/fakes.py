@@ -11,8 +11,8 @@ import trio
 from trispool import spoolfile
 from trispool.errors import SpoolUnavailable, TaskRefused, TrispoolError
 from trispool.packet import decode_vars
-from trispool.store import Change, Claim
-from trispool.task import AttemptRow, Entry, NewTask, Retrying, Task
+from trispool.store import Aside, Change, Claim, Shelf
+from trispool.task import AttemptRow, Entry, NewTask, Retrying, Task, TaskState
 
 
 class MemoryStore:
@@ -25,6 +25,7 @@ class MemoryStore:
         self.tasks: dict[str, tuple[Entry, NewTask]] = {}
         self.claimed: set[str] = set()
         self.aside: dict[str, tuple[Entry, NewTask]] = {}
+        self.on_hold: dict[str, tuple[Entry, NewTask]] = {}
         self.unavailable: str | None = None
         self._counter = itertools.count(1)
         self._send, self._receive = trio.open_memory_channel[Sequence[Change] | None](math.inf)
@@ -87,30 +88,89 @@ class MemoryStore:
         self.claimed.difference_update(claim.ref for claim in claims)
 
     async def set_aside(self, entry: Entry) -> bool:
-        await trio.lowlevel.checkpoint()
-        if entry.ref not in self.tasks:
-            return False
-        self.claimed.discard(entry.ref)
-        self.aside[entry.id] = self.tasks.pop(entry.ref)
-        return True
+        return await self._move(entry, self.aside, f"dead/{entry.id}") is not None
 
-    async def dead(self) -> Sequence[Entry]:
+    async def hold(self, entry: Entry) -> Entry | None:
+        if entry.ref in self.claimed:
+            return None
+        return await self._move(entry, self.on_hold, f"held/{entry.id}")
+
+    async def restore(self, entry: Entry, at: float | None = None) -> Entry | None:
+        shelf = self.on_hold if entry.ref.startswith("held/") else self.aside
+        return await self._move(entry, self.tasks, entry.id, at=at, source=shelf)
+
+    async def reschedule(self, entry: Entry, at: float) -> Entry | None:
+        if entry.ref in self.claimed:
+            return None
+        return await self._move(entry, self.tasks, entry.ref, at=at)
+
+    async def remove(self, entry: Entry) -> Task | None:
+        task = await self.get(entry.ref, body_limit=0)
+        if task is None or entry.ref in self.claimed:
+            return None
+        del self._place_of(entry.ref)[entry.id]
+        return task
+
+    async def _move(
+        self,
+        entry: Entry,
+        target: dict[str, tuple[Entry, NewTask]],
+        ref: str,
+        *,
+        at: float | None = None,
+        source: dict[str, tuple[Entry, NewTask]] | None = None,
+    ) -> Entry | None:
         await trio.lowlevel.checkpoint()
-        return [entry for entry, _ in self.aside.values()]
+        if self.unavailable is not None:
+            raise SpoolUnavailable(self.unavailable)
+        found = (self.tasks if source is None else source).pop(entry.id, None)
+        if found is None:
+            return None
+        self.claimed.discard(entry.ref)
+        moved = found[0]._replace(ref=ref, at=found[0].at if at is None else at)
+        target[entry.id] = (moved, found[1])
+        return moved
+
+    @property
+    def dead_count(self) -> int:
+        return len(self.aside)
+
+    @property
+    def held_count(self) -> int:
+        return len(self.on_hold)
+
+    async def dead(self) -> Shelf:
+        await trio.lowlevel.checkpoint()
+        return Shelf(entry for entry, _ in self.aside.values())
+
+    async def held(self) -> Shelf:
+        await trio.lowlevel.checkpoint()
+        return Shelf(entry for entry, _ in self.on_hold.values())
+
+    async def lying(self, task_id: str) -> Aside | None:
+        await trio.lowlevel.checkpoint()
+        for state, shelf in ((TaskState.HELD, self.on_hold), (TaskState.DEAD, self.aside)):
+            if task_id in shelf:
+                return Aside(state, shelf[task_id][0])
+        return None
 
     async def get(self, ref: str, *, body_limit: int | None = None) -> Task | None:
         await trio.lowlevel.checkpoint()
-        if ref not in self.tasks:
+        found = self._place_of(ref).get(ref.rpartition("/")[2])
+        if found is None:
             return None
-        entry, task = self.tasks[ref]
+        entry, task = found
         return Task(
             entry.id,
             decode_vars(task.payload),
             task.body[:body_limit],
-            task.at,
+            entry.at,
             task.priority,
             enqueued_at=entry.order[0] / 1e6,
         )
+
+    def _place_of(self, ref: str) -> dict[str, tuple[Entry, NewTask]]:
+        return {"held": self.on_hold, "dead": self.aside}.get(ref.partition("/")[0], self.tasks)
 
 
 class MemoryHistory:

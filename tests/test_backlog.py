@@ -47,7 +47,7 @@ def end_scan(backlog: Backlog) -> list[str]:
     for refs in backlog.unseen():
         for ref in refs:
             backlog.gone(ref)
-    return backlog.forget_lost()
+    return backlog.forget_lost(backlog.lost())
 
 
 def take(backlog: Backlog, now: float, limit: int = 99) -> list[str]:

@@ -16,6 +16,7 @@ from trispool.errors import SpoolUnavailable, TrispoolError
 from trispool.packet import encode_vars, new_task
 from trispool.spooldir import SpoolDirectory
 from trispool.store import directory as directory_module
+from trispool.store import shelves as shelves_module
 from trispool.store.directory import DirectoryStore, open_directory_store
 from trispool.task import Entry, NewTask
 
@@ -29,20 +30,20 @@ PATIENCE = 10.0
 class Gate:
     """Stands in for a blocking method of `SpoolDirectory`: notes its calls, and lets them go on when it is opened."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, of: Any = SpoolDirectory) -> None:
         self.calls: list[Any] = []
         self.entered = threading.Event()
         self.open = threading.Event()
-        real = getattr(SpoolDirectory, name)
+        real = getattr(of, name)
         gate = self
 
-        def method(self: SpoolDirectory, *args: Any) -> Any:
+        def method(self: Any, *args: Any) -> Any:
             gate.calls.append(args)
             gate.entered.set()
             assert gate.open.wait(PATIENCE)
             return real(self, *args)
 
-        monkeypatch.setattr(SpoolDirectory, name, method)
+        monkeypatch.setattr(of, name, method)
 
     async def wait(self) -> None:
         """Until somebody is held up."""
@@ -162,7 +163,7 @@ class SpoolDirectoryOf:
 async def test_a_slow_look_through_the_directory_holds_up_no_enqueue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate = Gate(monkeypatch, "dead")
+    gate = Gate(monkeypatch, "lying_in", of=shelves_module)
     async with opened(tmp_path) as store, trio.open_nursery() as nursery:
         nursery.start_soon(store.dead)
         await gate.wait()

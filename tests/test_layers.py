@@ -39,8 +39,11 @@ LAYERS: dict[str, list[list[str]]] = {
     "1b": [
         [
             "claimed",
+            "privatefiles",
+            "tokenfile",
             "spoolwriter",
             "spoolscan",
+            "spoolshelves",
             "spooldir",
             "ledgerfile",
             "producer",
@@ -56,7 +59,7 @@ LAYERS: dict[str, list[list[str]]] = {
         ["bind", "connection", "intake", "pollset", "listener"],
         ["scanner"],
         ["events"],
-        ["workforce", "dispatcher"],
+        ["workforce", "aftermath", "dispatcher"],
         ["employer", "hand", "pace", "workerlink", "workerproc", "pool"],
     ],
     "4": [["admin"]],

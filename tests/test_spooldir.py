@@ -115,7 +115,7 @@ def test_what_is_none_of_ours_is_reported_and_left_alone(spool: SpoolDirectory, 
         assert spool.look(name) is None
         with pytest.raises(Unclaimable):
             spool.claim(name)
-        assert spool.set_aside(name) is False
+        assert spool.set_aside(name) is None
         assert os.path.lexists(spool.absolute(name))
 
 
@@ -129,7 +129,7 @@ def test_a_claimed_task_cannot_be_claimed_again(spool: SpoolDirectory) -> None:
     Path(spool.absolute(entry.ref)).read_bytes()
     with pytest.raises(Locked):
         spool.claim(entry.ref)
-    assert spool.set_aside(entry.ref) is False
+    assert spool.set_aside(entry.ref) is None
     held.close()
     spool.claim(entry.ref).remove()
     with pytest.raises(Gone):
@@ -183,7 +183,7 @@ def test_what_cannot_be_parsed_is_unreadable_and_set_aside_whole(
     name = drop(spool, content)
     with pytest.raises(Unreadable, match=reason):
         spool.claim(name, now=time.time() + GRACE_SECONDS)
-    assert spool.set_aside(name) is True
+    assert spool.set_aside(name) is not None
     assert refs(spool) == []
     (dead,) = spool.dead()
     assert Path(spool.absolute(dead.ref)).read_bytes() == content
@@ -234,7 +234,7 @@ def test_a_file_removed_between_listing_and_claim_is_gone(spool: SpoolDirectory)
     os.unlink(spool.absolute(entry.ref))
     with pytest.raises(Gone):
         spool.claim(entry.ref)
-    assert spool.set_aside(entry.ref) is False
+    assert spool.set_aside(entry.ref) is None
 
 
 def test_no_descriptor_is_left_open(spool: SpoolDirectory) -> None:

@@ -20,7 +20,7 @@ from trispool.schedule import Schedule, Waiting
 from trispool.task import Retrying
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from trispool.retry import RunAgain
     from trispool.task import Entry
@@ -164,30 +164,36 @@ class Backlog:
         if entry.ref not in self._running:
             self._put(entry, entry.at, now)
 
-    def saw(self, entry: Entry, now: float, *, told: bool = False) -> None:
+    def saw(self, entry: Entry, now: float, *, told: bool = False) -> bool:
         """This task is there.
 
         Args:
             entry: The task.
             now: Unix seconds.
             told: Something has just been done to it, in contrast to: it was come across in a scan.
+
+        Returns:
+            Whether it was not known.
         """
         ref = entry.ref
         if not told and self._schedule.confirm(ref, entry.at, self._scan):
-            return
+            return False
         running = self._running.get(ref)
         if running is not None:
             running.moved_at = entry.at if entry.at != running.entry.at else None
-            return
+            return False
+        is_new = False
         waiting = self._schedule.get(ref)
         if waiting is None:
             if self._running and (elsewhere := self._running_elsewhere(entry.id)):
                 elsewhere.moved_to = ref
+            else:
+                is_new = True
             due_at = self._due_at(entry)
             if entry.fresh:
                 due_at = max(due_at, now + SETTLE_SECONDS)
         elif not told and self._schedule.mark_of(ref) > self._scan:
-            return
+            return False
         elif entry.at != waiting.entry.at:
             due_at = entry.at
             if entry.fresh and waiting.entry.fresh:
@@ -197,8 +203,9 @@ class Backlog:
         elif told and not entry.fresh and ref in self._locked:
             due_at = max(self._due_at(entry), self._locked[ref] + SETTLE_SECONDS)  # whoever had it has closed it
         else:
-            return
+            return False
         self._put(entry, due_at, now)
+        return is_new
 
     def _running_elsewhere(self, task_id: str) -> Running | None:
         for prefix in self._prefixes:
@@ -227,13 +234,20 @@ class Backlog:
         for start in range(0, self._schedule.slots, _SLOTS):
             yield self._schedule.marked_below(self._scan, start, start + _SLOTS)
 
-    def forget_lost(self) -> list[str]:
-        """Forget attempts of tasks that were not there when the scan that has just ended began, and were not found.
+    def lost(self) -> list[str]:
+        """The tasks that have had attempts, were not there when the scan that has just ended began, and were not found.
+
+        Unless they are held their attempts are to be forgotten: `forget_lost`.
+        """
+        return [task_id for task_id, scan in self._vanished.items() if scan < self._scan]
+
+    def forget_lost(self, lost: Iterable[str]) -> list[str]:
+        """Forget the attempts of those of these tasks that have not come meanwhile.
 
         Returns:
-            Their ids.
+            Which.
         """
-        lost = [task_id for task_id, scan in self._vanished.items() if scan < self._scan]
+        lost = [task_id for task_id in lost if task_id in self._vanished]
         for task_id in lost:
             del self._vanished[task_id]
             self._retrying.pop(task_id, None)
@@ -298,7 +312,7 @@ class Backlog:
         Returns:
             What is to be remembered of it.
         """
-        entry, due_at, by_frequency = self._now(running), again.due_at, again.by_frequency
+        entry, due_at, by_frequency = self.as_it_is(running), again.due_at, again.by_frequency
         if entry.at != running.entry.at:
             due_at, by_frequency = entry.at, False
         known = Retrying(entry.id, again.attempts, due_at, by_frequency, now, error)
@@ -315,12 +329,40 @@ class Backlog:
             at: Due then, Unix seconds; None: as before.
             locked: Somebody else is at work on it: it is due when they close it, though not at once.
         """
-        entry = self._now(running)
+        entry = self.as_it_is(running)
         if at is None:
             at = running.due_at if entry.at == running.entry.at else entry.at
         self._put(entry, at, now)
         if locked:
             self._locked[entry.ref] = now
+
+    def as_it_is(self, running: Running) -> Entry:
+        """A running task as somebody has left it meanwhile."""
+        if running.moved_to is not None and (waiting := self._schedule.get(running.moved_to)):
+            return waiting.entry
+        return running.entry if running.moved_at is None else running.entry._replace(at=running.moved_at)
+
+    # What an operator does
+
+    def restored(self, entry: Entry, now: float) -> None:
+        """This task waits again that was held, or was set aside."""
+        if entry.ref not in self._running:
+            self._put(entry, self._due_at(entry), now)
+
+    def move(self, entry: Entry, due_at: float, now: float) -> Retrying | None:
+        """A waiting task, as it is now, is due at `due_at`, whatever it had to wait for.
+
+        Returns:
+            What is to be remembered of it, if it has had attempts.
+        """
+        if (running := self._running.get(entry.ref)) is not None:
+            running.moved_at = entry.at if entry.at != running.entry.at else None
+            return None
+        known = self._retrying.get(entry.id)
+        if known is not None:
+            known = self._retrying[entry.id] = known._replace(due_at=due_at, by_frequency=False)
+        self._put(entry, due_at, now)
+        return known
 
     def set_frequency(self, seconds: float, now: float) -> None:
         """Whatever waits for its next attempt because of the frequency does so by the new one."""
@@ -332,12 +374,6 @@ class Backlog:
                 due_at = max(waiting.entry.at, known.ended_at + seconds)
                 self._retrying[task_id] = known._replace(due_at=due_at)
                 self._put(waiting.entry, due_at, now)
-
-    def _now(self, running: Running) -> Entry:
-        """A task that is no longer running, as somebody has left it meanwhile."""
-        if running.moved_to is not None and (waiting := self._schedule.get(running.moved_to)):
-            return waiting.entry
-        return running.entry if running.moved_at is None else running.entry._replace(at=running.moved_at)
 
     def _put(self, entry: Entry, due_at: float, now: float) -> None:
         if entry.ref != entry.id and entry.ref.endswith(entry.id):

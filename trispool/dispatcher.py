@@ -4,46 +4,39 @@ Rules it keeps:
 
 1. A task starts when it is due and a worker has room; among due ones in the order of the schedule. Nothing is started
    before the first scan has ended, since what it finds last may be what must run first.
-2. What an attempt did to a task is decided in one place (`_attempt_ended`, by `trispool.retry`) and recorded there.
-3. A worker's word is taken by a plain call; whatever then needs the store is done by the loop of `run_dispatcher`, for
-   all that came together.
+2. A worker's word is taken by a plain call; what follows from it is the business of `trispool.aftermath`, and whatever
+   of that needs the store is done by the loop of `run_dispatcher`, for all that came together.
 """
 
 from __future__ import annotations
 
-import random
+import contextlib
 import time
-from collections import Counter, deque
 from typing import TYPE_CHECKING, Final
 
 import structlog
 import trio
 
-from trispool.backlog import SETTLE_SECONDS, Backlog, Running
+from trispool.aftermath import Aftermath, Cancelling, kept_vars
+from trispool.backlog import Backlog, Running
 from trispool.errors import SpoolUnavailable, TrispoolError
-from trispool.retry import Done, GiveUp, RunAgain, decide
-from trispool.store import Claim
-from trispool.task import AttemptRow, Entry, NewTask, Retrying
+from trispool.task import Entry, NewTask, Retrying, Task, TaskState
 from trispool.workforce import (
-    RAN,
-    RAN_BADLY,
-    UNREADABLE,
     DispatcherSettings,
     History,
-    Loss,
     Report,
+    Unwatched,
+    Watcher,
     Worker,
-    handler_asked_for,
     policies_of,
-    row_of_attempt,
-    row_of_unreadable,
+    row_of_action,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from trispool.retry import RetryPolicy
-    from trispool.store import Change, SpoolStore
+    from trispool.store import Change, Claim, SpoolStore
 
 __all__ = ["Dispatcher", "DispatcherSettings"]
 
@@ -69,6 +62,7 @@ class Dispatcher:
         remembered: Tasks that wait for another attempt, by id.
         frequency_wanted: Called when a handler sets the frequency, seconds.
         clock: Unix seconds.
+        watcher: Who is told what happens.
     """
 
     def __init__(
@@ -80,9 +74,9 @@ class Dispatcher:
         remembered: Mapping[str, Retrying] | None = None,
         frequency_wanted: Callable[[float], None] | None = None,
         clock: Callable[[], float] = time.time,
+        watcher: Watcher | None = None,
     ) -> None:
         self.backlog = Backlog(settings.frequency, remembered)
-        self.counts: Counter[str] = Counter()
         self._store = store
         self._history = history
         self._settings = settings
@@ -95,10 +89,13 @@ class Dispatcher:
         self._scanned = False
         self._paused = False
         self._draining = False
-        self._to_finish: list[Claim] = []
-        self._to_release: list[Claim] = []
-        self._to_set_aside: deque[tuple[Running, str, AttemptRow]] = deque()
-        self._to_judge: deque[tuple[dict[str, RetryPolicy], Running, Report]] = deque()
+        self._watcher = watcher or Unwatched()
+        self._aftermath = Aftermath(self.backlog, store, history, settings, clock, self._watcher)
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How many attempts ended in which way, and how many tasks were set aside (`dead`)."""
+        return self._aftermath.counts
 
     # What an operator and the faces do
 
@@ -131,12 +128,83 @@ class Dispatcher:
         with trio.move_on_after(ENQUEUE_SECONDS, shield=True):
             results = await self._store.add(tasks)
             now = self._clock()
-            for result in results:
-                if isinstance(result, Entry):
-                    self.backlog.added(result, now)
+            entries = [result for result in results if isinstance(result, Entry)]
+            for entry in entries:
+                self.backlog.added(entry, now)
+            self._watcher.enqueued(entries)
             self._wake.set()
             return results
         return [SpoolUnavailable("the disk does not answer")] * len(tasks)
+
+    # What an operator has done, in the store, to a task that waits or lies there; `by` is who that was
+
+    def cancel(self, running: Running, by: str) -> Cancelling:
+        """Let a running task end as cancelled; who calls this sees to it that it ends."""
+        self._wake.set()
+        return self._aftermath.cancel(running, by)
+
+    def has_cancelled(self, entry: Entry, by: str, removed: Task) -> None:
+        """It is gone for good."""
+        attempts = self.backlog.attempts(entry.id)
+        self.backlog.gone(entry.ref)
+        self._forget_attempts(entry)
+        self._note(entry, attempts, "cancelled", TaskState.CANCELLED, by, kept_vars(removed))
+
+    def has_held(self, entry: Entry, by: str) -> None:
+        """It no longer waits to be run."""
+        self.backlog.gone(entry.ref)
+        self._note(entry, self.backlog.attempts(entry.id), "held", TaskState.HELD, by)
+
+    def has_restored(self, entry: Entry, outcome: str, by: str) -> None:
+        """It waits again.
+
+        Args:
+            entry: The task, as it is now.
+            outcome: `released`: due when it was; `hurried`, `rescheduled`: due at its `at`; `retried`: as a new one.
+            by: Who did it.
+        """
+        now = self._clock()
+        attempts = self.backlog.attempts(entry.id)
+        if outcome == "retried":
+            self._forget_attempts(entry)
+        self.backlog.restored(entry, now)
+        if outcome in ("hurried", "rescheduled"):
+            self._move(entry, entry.at, now)
+        self._note(entry, attempts, outcome, self._state_of(entry, now), by)
+
+    def has_moved(self, entry: Entry, due_at: float, outcome: str, by: str) -> None:
+        """It waits until another time.
+
+        Args:
+            entry: The task, as it is now.
+            due_at: When, Unix seconds.
+            outcome: `hurried`, `retried` or `rescheduled`.
+            by: Who did it.
+        """
+        now = self._clock()
+        self._move(entry, due_at, now)
+        self._note(entry, self.backlog.attempts(entry.id), outcome, self._state_of(entry, now), by)
+
+    def _move(self, entry: Entry, due_at: float, now: float) -> None:
+        if known := self.backlog.move(entry, due_at, now):
+            self._history.remember(known)
+
+    def _forget_attempts(self, entry: Entry) -> None:
+        if self.backlog.finished(entry.id):
+            self._history.forget(entry.id)
+
+    def _state_of(self, entry: Entry, now: float) -> TaskState:
+        found = self.backlog.find(entry.id)
+        if isinstance(found, Running):
+            return TaskState.RUNNING
+        return TaskState.SCHEDULED if found is not None and found.due_at > now else TaskState.READY
+
+    def _note(
+        self, entry: Entry, attempts: int, outcome: str, state: TaskState, by: str, vars: bytes | None = None
+    ) -> None:
+        self._history.record(row_of_action(entry, attempts, outcome, state, self._clock(), by, vars))
+        self._watcher.changed(entry.id, state)
+        self._wake.set()
 
     # What the scanner says
 
@@ -147,8 +215,9 @@ class Dispatcher:
     def scan_saw(self, entries: Sequence[Entry]) -> None:
         """See `trispool.scanner.Observer`."""
         now = self._clock()
-        for entry in entries:
-            self.backlog.saw(entry, now)
+        new = [entry for entry in entries if self.backlog.saw(entry, now)]
+        if new and self._scanned:
+            self._watcher.enqueued(new)
         self._wake.set()
 
     async def scan_ended(self) -> None:
@@ -158,9 +227,13 @@ class Dispatcher:
                 self.backlog.gone(ref)
             await trio.lowlevel.checkpoint()
         self._scanned = True
-        for task_id in self.backlog.forget_lost():
-            self._history.forget(task_id)
         self._wake.set()
+        if lost := self.backlog.lost():
+            # If it is not known what is held, nothing is forgotten; the next scan will do.
+            with contextlib.suppress(SpoolUnavailable):
+                held = {entry.id for entry in await self._store.held()}
+                for task_id in self.backlog.forget_lost(task_id for task_id in lost if task_id not in held):
+                    self._history.forget(task_id)
 
     def changed(self, changes: Sequence[Change]) -> None:
         """See `trispool.scanner.Observer`."""
@@ -169,7 +242,8 @@ class Dispatcher:
             if entry is None:
                 self.backlog.gone(ref)
             else:
-                self.backlog.saw(entry, now, told=True)
+                if self.backlog.saw(entry, now, told=True):
+                    self._watcher.enqueued([entry])
                 self._wake.set()
 
     # What the pool says
@@ -182,35 +256,14 @@ class Dispatcher:
 
     def worker_reported(self, worker: Worker, reports: Sequence[Report]) -> None:
         """A worker has run tasks, or found that it cannot."""
-        now = self._clock()
-        policies = self._policies.get(worker.pid, {})
-        for report in reports:
-            running = self.backlog.ended(report.claim.ref)
-            if running is None:
-                continue
-            if report.code in RAN:
-                if report.handler is None and report.code in RAN_BADLY:
-                    self._judge_later(policies, running, report)
-                else:
-                    self._attempt_ended(policies, running, report, report.handler, now)
-            else:
-                self._not_run(running, report, now)
+        self._aftermath.reported(self._policies.get(worker.pid, {}), reports)
         self._wake.set()
 
     def worker_lost(self, worker: Worker, returned: Sequence[Claim], suspects: Sequence[Claim], cause: str) -> None:
         """A worker process has ended; `returned` had not been begun, `suspects` were running."""
-        now = self._clock()
         if worker in self._workers:
             self._workers.remove(worker)
-        policies = self._policies.pop(worker.pid, {})
-        for claim in returned:
-            if running := self.backlog.ended(claim.ref):
-                self._to_release.append(claim)
-                self.backlog.put_back(running, now)
-        for claim in suspects:
-            if running := self.backlog.ended(claim.ref):
-                outcome = "timeout" if cause.startswith("harakiri") else "lost"
-                self._judge_later(policies, running, Loss(claim, outcome, running.given_at, now, cause))
+        self._aftermath.lost(self._policies.pop(worker.pid, {}), returned, suspects, cause)
         self._wake.set()
 
     def worker_progress(self, worker: Worker, task_id: str, fraction: float, text: str) -> None:
@@ -226,76 +279,6 @@ class Dispatcher:
     def worker_log(self, worker: Worker, stream: str, task_id: str | None, line: str) -> None:
         """A handler has written a line."""
         self._log.info("handler_output", task=task_id, stream=stream, worker=worker.pid, line=line)
-
-    def _judge_later(self, policies: dict[str, RetryPolicy], running: Running, report: Report) -> None:
-        # The worker did not live to tell whose the task was. It is read for that.
-        self.backlog.keep(running)
-        self._to_judge.append((policies, running, report))
-
-    def _attempt_ended(
-        self, policies: Mapping[str, RetryPolicy], running: Running, report: Report, handler: str | None, now: float
-    ) -> None:
-        entry, code = running.entry, report.code
-        self.counts[code] += 1
-        row = row_of_attempt(running, report, handler)
-        if code == "ok":
-            self._to_finish.append(report.claim)
-            if self.backlog.finished(entry.id):
-                self._history.forget(entry.id)
-            self._history.record(row)
-            return
-        if code != "retry":
-            self._log.warning(
-                "attempt_ended_badly",
-                task=entry.id,
-                attempt=running.attempt,
-                outcome=code,
-                handler=handler,
-                error=report.error,
-                traceback=report.traceback,
-            )
-        decision = decide(
-            code,
-            running.attempt,
-            now,
-            policy=policies.get(handler or "", self._settings.policy),
-            frequency=self.backlog.frequency,
-            jitter=random.random(),
-            retry_at=report.retry_at,
-        )
-        assert not isinstance(decision, Done)
-        if isinstance(decision, GiveUp):
-            self._give_up(running, decision.reason, row)
-            return
-        self._to_release.append(report.claim)
-        self._history.remember(self.backlog.wait_again(running, decision, now, report.error or code))
-        self._history.record(row)
-
-    def _not_run(self, running: Running, report: Report, now: float) -> None:
-        code, entry = report.code, running.entry
-        if code == "unreadable":
-            reason = str(report.detail)
-            self._give_up(running, reason, row_of_unreadable(running, now, reason))
-            return
-        self._to_release.append(report.claim)
-        if code == "gone":
-            self.backlog.vanished(running)
-        elif code == "not_due":
-            self.backlog.put_back(running, now, at=float(str(report.detail)))
-        elif code == "locked":
-            self.backlog.put_back(running, now, at=now + self.backlog.frequency, locked=True)
-        elif code == "settling" and report.detail:
-            self._log.warning("task_cannot_be_opened", task=entry.id, reason=report.detail)
-            self.backlog.put_back(running, now, at=now + self.backlog.frequency)
-        elif code == "settling":
-            self.backlog.put_back(running, now, at=now + SETTLE_SECONDS)
-        else:
-            self.backlog.put_back(running, now)
-
-    def _give_up(self, running: Running, reason: str, row: AttemptRow) -> None:
-        # A scan that comes across its file meanwhile must not take it for a new task.
-        self.backlog.keep(running)
-        self._to_set_aside.append((running, reason, row))
 
     # The loop
 
@@ -313,23 +296,7 @@ class Dispatcher:
 
     async def settle(self) -> None:
         """Tell the store what the workers' reports mean for it; what a cancelled call leaves, the next one does."""
-        while self._to_judge:
-            policies, running, report = self._to_judge[0]
-            handler = await handler_asked_for(report.claim, self._store, policies)
-            self._to_judge.popleft()
-            self.backlog.ended(running.entry.ref)
-            self._attempt_ended(policies, running, report, handler, self._clock())
-        if self._to_finish:
-            done = tuple(self._to_finish)
-            await self._store.finish(done)
-            del self._to_finish[: len(done)]
-        if self._to_release:
-            released = tuple(self._to_release)
-            await self._store.release(released)
-            del self._to_release[: len(released)]
-        while self._to_set_aside:
-            await self._set_aside(*self._to_set_aside[0])
-            self._to_set_aside.popleft()
+        await self._aftermath.settle()
 
     def _sleep_seconds(self) -> float:
         if self._paused or self._draining or not self._scanned:
@@ -362,38 +329,25 @@ class Dispatcher:
         if not taken:
             return
         claims = await self._store.claim([running.entry for running in taken])
-        if len(claims) < len(taken):
-            claimed = {claim.ref for claim in claims}
-            for running in taken:
-                if running.entry.ref not in claimed:
-                    self.backlog.ended(running.entry.ref)
-                    self.backlog.vanished(running)
-            taken = [running for running in taken if running.entry.ref in claimed]
+        if len(claims) < len(taken) or self._aftermath.is_cancelling:
+            claims, taken = self._still_wanted(claims, taken)
         if claims:
+            self._watcher.started(taken)
             worker.give(claims, [running.attempt for running in taken])
 
-    async def _set_aside(self, running: Running, reason: str, row: AttemptRow) -> None:
-        entry = running.entry
-        try:
-            kept = await self._store.set_aside(entry)
-        except SpoolUnavailable as error:
-            reason, kept = f"{reason} ({error})", False
-        self.backlog.ended(entry.ref)
-        if kept:
-            self._log.error("task_set_aside", task=entry.id, reason=reason)
-            self.counts["dead"] += 1
-            self._history.record(row._replace(state="dead", error=row.error or reason))
-            if self.backlog.finished(entry.id):
-                self._history.forget(entry.id)
-            return
-        # It is gone, or somebody else is at work on it, or the disk is full.
-        self._log.error("task_not_set_aside", task=entry.id, reason=reason)
-        self._to_release.append(Claim(entry.id, entry.ref))
-        self._wake.set()
-        now = self._clock()
-        if row.outcome != UNREADABLE:
-            self._history.record(row)
-            again = RunAgain(now + self.backlog.frequency, running.attempt, by_frequency=True)
-            self._history.remember(self.backlog.wait_again(running, again, now, reason))
-        else:
-            self.backlog.put_back(running, now, at=now + self.backlog.frequency)
+    def _still_wanted(
+        self, claims: Sequence[Claim], taken: Sequence[Running]
+    ) -> tuple[Sequence[Claim], Sequence[Running]]:
+        """Those of the tasks that are there, and have not been cancelled while they were claimed."""
+        claimed = {claim.ref: claim for claim in claims}
+        wanted: dict[str, Running] = {}
+        for running in taken:
+            ref = running.entry.ref
+            if (claim := claimed.get(ref)) is None:
+                self._aftermath.not_there(running)
+            elif self._aftermath.wants_cancelled(running):
+                self._aftermath.not_begun(running, claim)
+                self._wake.set()
+            else:
+                wanted[ref] = running
+        return [claimed[ref] for ref in wanted], [*wanted.values()]

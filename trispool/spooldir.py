@@ -5,13 +5,15 @@ The rules it keeps:
 1. A spool file appears whole or not at all. It is written under `.trispool/tmp` and renamed into place, so whoever sees
    its name (we, or a real uWSGI) can run it.
 2. Who runs a task holds a write lock on its file (`trispool.claimed`).
-3. Nothing is deleted but what ran well. What cannot be read is moved to `.trispool/dead`.
+3. Nothing is deleted but what ran well, or what an operator has cancelled. What cannot be read is moved to
+   `.trispool/dead`.
 4. `at` is the file's mtime (`core/spooler.c`, `uwsgi_spool_request`), with its fraction, which uWSGI drops.
 
     <directory>/uwsgi_spoolfile_on_…          waiting, without priority
     <directory>/<digits>/uwsgi_spoolfile_on_… waiting, with priority
     <directory>/.trispool/tmp/                being written
     <directory>/.trispool/dead/               set aside for a person; moving a file back runs it again
+    <directory>/.trispool/held/[<digits>/]    told to wait by an operator; the same
 
 A task is known by its `ref`, the path below the directory, and by its id, the file's name.
 
@@ -22,17 +24,16 @@ The directory is the one that its path leads to: one that a person has put in th
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import stat
 import threading
 import time
 from typing import TYPE_CHECKING, Final
 
-from trispool import spoolfile
-from trispool.claimed import ClaimedFile, Gone, NotDue, Settling, Unclaimable, Unreadable, open_locked, read_task
+from trispool import spoolfile, spoolshelves
+from trispool.claimed import ClaimedFile, Gone, NotDue, Settling, Unreadable, open_locked, read_task
 from trispool.errors import MalformedSpoolFile, TrispoolError
-from trispool.spoolscan import DEAD, STATE_DIR, TMP, entry_of, priorities, scan, set_aside_in
+from trispool.spoolscan import DEAD, HELD, STATE_DIR, TMP, entry_of, lying_in, priorities, scan
 from trispool.spoolwriter import NANO, SpoolWriter, unavailable
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class SpoolDirectory:
         return os.open(TMP, _FOLDER_FLAGS, dir_fd=self.fd)
 
     def _make_folders(self) -> None:
-        for name in (STATE_DIR, TMP, DEAD):
+        for name in (STATE_DIR, TMP, DEAD, HELD):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(name, 0o700, dir_fd=self.fd)
 
@@ -205,38 +206,32 @@ class SpoolDirectory:
                 raise
             return open_locked(self.fd, ref)
 
-    def set_aside(self, ref: str) -> bool:
-        """Move a file to `.trispool/dead`, whatever is in it; never over another one.
+    # Out of the way, and back: see `trispool.spoolshelves`. None: it is gone, or somebody else is at work on it.
 
-        Returns:
-            False if it is gone, not a regular file, or somebody else is at work on it.
-
-        Raises:
-            OSError: It cannot be moved.
-        """
+    def set_aside(self, ref: str) -> Entry | None:
+        """Move a file to `.trispool/dead`, whatever is in it."""
         self.follow()
-        self._make_folders()
-        try:
-            fd = open_locked(self.fd, ref)
-        except Unclaimable:
-            return False
-        try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                return False
-            name = ref.rpartition("/")[2]
-            for number in itertools.count():
-                target = f"{DEAD}/{name}{f'.{number}' if number else ''}"
-                try:
-                    os.link(ref, target, src_dir_fd=self.fd, dst_dir_fd=self.fd, follow_symlinks=False)
-                except FileExistsError:
-                    continue
-                except FileNotFoundError:
-                    return False
-                break
-            os.unlink(ref, dir_fd=self.fd)
-            return True
-        finally:
-            os.close(fd)
+        return spoolshelves.set_aside(self.fd, ref)
+
+    def hold(self, ref: str) -> Entry | None:
+        """Move a file to `.trispool/held`."""
+        self.follow()
+        return spoolshelves.hold(self.fd, ref)
+
+    def restore(self, ref: str, at: float | None = None) -> Entry | None:
+        """Move a file back from there; due at a time, Unix seconds, or when it was."""
+        self.follow()
+        return spoolshelves.restore(self.fd, ref, at)
+
+    def reschedule(self, ref: str, at: float) -> Entry | None:
+        """Make a task due at a time, Unix seconds."""
+        self.follow()
+        return spoolshelves.reschedule(self.fd, ref, at)
+
+    def remove(self, ref: str) -> Mapping[bytes, bytes] | None:
+        """Delete a task, and tell its vars."""
+        self.follow()
+        return spoolshelves.remove(self.fd, ref)
 
     def _unlink(self, ref: str, fd: int) -> None:
         try:
@@ -284,7 +279,11 @@ class SpoolDirectory:
         Raises:
             OSError: It cannot be read.
         """
-        return set_aside_in(self.path)
+        return lying_in(self.path, DEAD)[0]
+
+    def held(self) -> list[Entry]:
+        """What an operator has told to wait; the same."""
+        return lying_in(self.path, HELD)[0]
 
     def read(self, ref: str, body_limit: int | None = None) -> tuple[Mapping[bytes, bytes], bytes]:
         """The vars and body of a task, without claiming it.
@@ -312,12 +311,13 @@ class SpoolDirectory:
             os.close(fd)
 
     def clean(self) -> int:
-        """Remove what processes that died left half written.
+        """Remove what processes that died left half written, or half moved.
 
         Returns:
             How many files that were.
         """
-        removed = 0
+        aside = [entry.ref for entry in (*self.dead(), *self.held())]
+        removed = spoolshelves.mend(self.fd, aside, self.priorities()) if aside else 0
         with os.scandir(f"{self.path}/{TMP}") as entries:
             for entry in entries:
                 with contextlib.suppress(OSError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import stat
 import time
@@ -13,9 +14,20 @@ from trispool.spoolwriter import NANO
 from trispool.task import Entry
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable
+    from collections.abc import Generator, Iterable, Mapping
 
-__all__ = ["DEAD", "SETTLE_SECONDS", "STATE_DIR", "TMP", "entry_of", "priorities", "scan", "set_aside_in"]
+__all__ = [
+    "DEAD",
+    "HELD",
+    "SETTLE_SECONDS",
+    "STATE_DIR",
+    "TMP",
+    "entry_of",
+    "has_changed",
+    "lying_in",
+    "priorities",
+    "scan",
+]
 
 SETTLE_SECONDS: Final = 1.0
 """A file that appeared by itself and was not closed by its writer is left alone this long (a link, a slow copy)."""
@@ -26,6 +38,13 @@ SCAN_CHUNK: Final = 256
 STATE_DIR: Final = ".trispool"
 TMP: Final = f"{STATE_DIR}/tmp"
 DEAD: Final = f"{STATE_DIR}/dead"
+HELD: Final = f"{STATE_DIR}/held"
+
+_TICK: Final = 50_000_000
+"""The kernel's clock for files ticks every 10 ms at the slowest; in nanoseconds, and plenty."""
+
+_MISSING: Final = -1
+_TOO_YOUNG: Final = -2
 
 
 def entry_of(name: str, ref: str, status: os.stat_result, priority: int | None, now: float) -> Entry:
@@ -103,25 +122,57 @@ def priorities(path: str) -> list[str]:
         return [folder for _, folder in sorted(_priority_folders(entries))]
 
 
-def set_aside_in(path: str) -> list[Entry]:
-    """The tasks that have been set aside; `ref` is then the path below the spool directory, too.
+def lying_in(path: str, shelf: str) -> tuple[list[Entry], dict[str, int]]:
+    """The tasks that lie on a shelf of a spool; `ref` is then the path below the spool directory, too.
+
+    Args:
+        path: The spool directory.
+        shelf: `HELD` or `DEAD`.
+
+    Returns:
+        The tasks, and the state of the folders they lie in, for `has_changed`.
 
     Raises:
         OSError: They cannot be read.
     """
     found: list[Entry] = []
-    now = time.time()
-    try:
-        entries = os.scandir(f"{path}/{DEAD}")
-    except FileNotFoundError:
-        return found
-    with entries:
+    stamps = {"": _stamp(f"{path}/{shelf}")}
+    others: list[os.DirEntry[str]] = []
+    # It is made when it is first needed.
+    with contextlib.suppress(FileNotFoundError):
+        _lying_in_folder(path, shelf, None, found, others)
+    for priority, folder in sorted(_priority_folders(others)):
+        stamps[folder] = _stamp(f"{path}/{shelf}/{folder}")
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            _lying_in_folder(path, f"{shelf}/{folder}", priority, found, [])
+    return found, stamps
+
+
+def _lying_in_folder(
+    path: str, folder: str, priority: int | None, found: list[Entry], others: list[os.DirEntry[str]]
+) -> None:
+    with os.scandir(f"{path}/{folder}") as entries:
         for entry in entries:
             if spoolfile.is_spool_name(entry.name):
                 with contextlib.suppress(FileNotFoundError):
                     status = entry.stat(follow_symlinks=False)
-                    found.append(entry_of(entry.name, f"{DEAD}/{entry.name}", status, None, now))
-    return found
+                    found.append(entry_of(entry.name, f"{folder}/{entry.name}", status, priority, math.inf))
+            else:
+                others.append(entry)
+
+
+def has_changed(path: str, shelf: str, stamps: Mapping[str, int]) -> bool:
+    """Whether something has come to, or gone from, a shelf since `lying_in` gave these stamps."""
+    return any(stamp == _TOO_YOUNG or _stamp(f"{path}/{shelf}/{folder}") != stamp for folder, stamp in stamps.items())
+
+
+def _stamp(folder: str) -> int:
+    try:
+        changed_at = os.stat(folder).st_mtime_ns
+    except FileNotFoundError:
+        return _MISSING
+    # A second change in the same tick of the kernel's clock would not show.
+    return _TOO_YOUNG if abs(time.time_ns() - changed_at) < _TICK else changed_at
 
 
 def _is_priority_folder(entry: os.DirEntry[str]) -> bool:

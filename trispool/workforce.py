@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from trispool.packet import decode_vars
 from trispool.retry import RetryPolicy
-from trispool.task import AttemptRow
+from trispool.task import AttemptRow, TaskState
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from trispool.backlog import Running
     from trispool.store import Claim, SpoolStore
-    from trispool.task import Retrying
+    from trispool.task import Entry, Retrying
 
 __all__ = [
     "RAN",
@@ -24,9 +24,12 @@ __all__ = [
     "History",
     "Loss",
     "Report",
+    "Unwatched",
+    "Watcher",
     "Worker",
     "handler_asked_for",
     "policies_of",
+    "row_of_action",
     "row_of_attempt",
     "row_of_unreadable",
 ]
@@ -112,6 +115,38 @@ class History(Protocol):
     def record(self, row: AttemptRow) -> None: ...
     def remember(self, retrying: Retrying) -> None: ...
     def forget(self, task_id: str) -> None: ...
+
+
+class Watcher(Protocol):
+    """Who is told what happens to tasks: in plain calls, which must be quick and not raise."""
+
+    def enqueued(self, entries: Sequence[Entry], /) -> None:
+        """These are new: kept by us, or found after the first scan."""
+
+    def started(self, taken: Sequence[Running], /) -> None:
+        """A worker has been given these."""
+
+    def ended(self, row: AttemptRow, state: TaskState, /) -> None:
+        """An attempt has ended, and the task is now in this state."""
+
+    def changed(self, task_id: str, state: TaskState, /) -> None:
+        """An operator has done something to a task, which is now in this state."""
+
+
+class Unwatched:
+    """The watcher where nobody watches."""
+
+    def enqueued(self, entries: Sequence[Entry]) -> None:
+        """See `Watcher.enqueued`."""
+
+    def started(self, taken: Sequence[Running]) -> None:
+        """See `Watcher.started`."""
+
+    def ended(self, row: AttemptRow, state: TaskState) -> None:
+        """See `Watcher.ended`."""
+
+    def changed(self, task_id: str, state: TaskState) -> None:
+        """See `Watcher.changed`."""
 
 
 class Loss:
@@ -209,4 +244,37 @@ def row_of_unreadable(running: Running, now: float, reason: str) -> AttemptRow:
         at=entry.at,
         priority=entry.priority,
         enqueued_at=entry.order[0] / 1e6,
+    )
+
+
+def row_of_action(
+    entry: Entry, attempts: int, outcome: str, state: TaskState, now: float, by: str, vars: bytes | None = None
+) -> AttemptRow:
+    """What the history says of something that an operator did to a task.
+
+    Args:
+        entry: The task, as it was.
+        attempts: How many it has had.
+        outcome: What was done; see `trispool.control.Attempt`.
+        state: What the task is now.
+        now: Unix seconds.
+        by: Who did it.
+        vars: See `AttemptRow`.
+    """
+    return AttemptRow(
+        task=entry.id,
+        number=attempts,
+        outcome=outcome,
+        state=state.value if state is TaskState.CANCELLED else None,
+        started_at=now,
+        queue_seconds=0.0,
+        run_seconds=0.0,
+        worker=0,
+        handler=None,
+        error=f"by {by}",
+        traceback=None,
+        at=entry.at,
+        priority=entry.priority,
+        enqueued_at=entry.order[0] / 1e6,
+        vars=vars,
     )

@@ -11,15 +11,18 @@ the workers instead of being the service's bottleneck. For other stores it carri
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol, overload
+
+from trispool.task import Entry
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Iterable, Iterator
 
     from trispool.errors import TrispoolError
-    from trispool.task import Entry, NewTask, Task
+    from trispool.task import NewTask, Task, TaskState
 
-__all__ = ["Change", "Claim", "SpoolStore"]
+__all__ = ["Aside", "Change", "Claim", "Shelf", "SpoolStore"]
 
 
 class Change(NamedTuple):
@@ -46,6 +49,46 @@ class Claim(NamedTuple):
     id: str
     ref: str
     content: tuple[bytes, bytes] | None = None
+
+
+class Shelf(Sequence[Entry]):
+    """Tasks that lie aside, by time of enqueuing. It does not change.
+
+    Args:
+        entries: The tasks, in any order.
+    """
+
+    def __init__(self, entries: Iterable[Entry] = ()) -> None:
+        self._entries = tuple(sorted(entries, key=_by_order))
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._entries)
+
+    @overload
+    def __getitem__(self, index: int) -> Entry: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Entry]: ...
+    def __getitem__(self, index: int | slice) -> Entry | Sequence[Entry]:
+        return self._entries[index]
+
+
+def _by_order(entry: Entry) -> tuple[tuple[int, int], str]:
+    return entry.order, entry.id
+
+
+class Aside(NamedTuple):
+    """A task that lies aside.
+
+    Attributes:
+        state: `TaskState.HELD` or `TaskState.DEAD`.
+        entry: The task.
+    """
+
+    state: TaskState
+    entry: Entry
 
 
 class SpoolStore(Protocol):
@@ -111,11 +154,67 @@ class SpoolStore(Protocol):
         """
         ...
 
-    async def dead(self) -> Sequence[Entry]:
-        """What has been set aside.
+    async def dead(self) -> Shelf:
+        """What has been set aside. Cheap: looked through only if it has changed, though others change it too.
 
         Raises:
             SpoolUnavailable: That cannot be read now.
+        """
+        ...
+
+    async def held(self) -> Shelf:
+        """What an operator has told to wait. Cheap, and raises, as `dead`."""
+        ...
+
+    async def lying(self, task_id: str) -> Aside | None:
+        """One task that is held or was set aside; cheaper than to look for it in all of them. Raises as `dead`."""
+        ...
+
+    @property
+    def dead_count(self) -> int:
+        """How many were set aside, as of the last look."""
+        ...
+
+    @property
+    def held_count(self) -> int:
+        """How many are held, as of the last look."""
+        ...
+
+    # What an operator does. None: the task is gone, or somebody is at work on it. `SpoolUnavailable`: it could not be
+    # done, and is as it was.
+
+    async def hold(self, entry: Entry) -> Entry | None:
+        """Take a waiting task out of the way, and keep it.
+
+        Returns:
+            It, as it is held.
+        """
+        ...
+
+    async def restore(self, entry: Entry, at: float | None = None) -> Entry | None:
+        """Let a task wait again that is held or was set aside: with its priority, and with its `at` if none is given.
+
+        Args:
+            entry: The task, of `held` or `dead`.
+            at: Unix seconds from which on it may run.
+
+        Returns:
+            It, as it waits.
+
+        Raises:
+            TaskRefused: The store cannot hold a time that late.
+        """
+        ...
+
+    async def reschedule(self, entry: Entry, at: float) -> Entry | None:
+        """Give a waiting task another `at`. Arguments, result and errors as of `restore`."""
+        ...
+
+    async def remove(self, entry: Entry) -> Task | None:
+        """Delete a task that waits, is held or was set aside.
+
+        Returns:
+            It, without its body; of one that could not be read without vars.
         """
         ...
 

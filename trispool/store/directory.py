@@ -16,7 +16,8 @@ import trio
 from trispool.claimed import Unclaimable
 from trispool.errors import SpoolUnavailable, TrispoolError
 from trispool.spooldir import SpoolDirectory
-from trispool.store import Change, Claim
+from trispool.store import Aside, Change, Claim, Shelf
+from trispool.store.shelves import Shelves
 from trispool.store.watch import DirectoryWatch
 from trispool.task import Entry, NewTask, Task
 
@@ -83,6 +84,7 @@ class DirectoryStore:
         self._write_limiter = trio.CapacityLimiter(1)
         self._read_limiter = trio.CapacityLimiter(2)
         self._watch = DirectoryWatch(opened, self._read_limiter)
+        self._shelves = Shelves(opened, self._read_limiter)
         self._foreign: dict[str, str] = {}
         self._replaced = 0
 
@@ -178,19 +180,49 @@ class DirectoryStore:
     async def release(self, claims: Sequence[Claim]) -> None:
         """See `SpoolStore.release`: the lock went with the worker's descriptor."""
 
+    # What lies aside, and what an operator does
+
+    @property
+    def held_count(self) -> int:
+        """See `SpoolStore.held_count`."""
+        return self._shelves.held_count
+
+    @property
+    def dead_count(self) -> int:
+        """See `SpoolStore.dead_count`."""
+        return self._shelves.dead_count
+
+    async def held(self) -> Shelf:
+        """See `SpoolStore.held`."""
+        return await self._shelves.held()
+
+    async def dead(self) -> Shelf:
+        """See `SpoolStore.dead`."""
+        return await self._shelves.dead()
+
+    async def lying(self, task_id: str) -> Aside | None:
+        """See `SpoolStore.lying`."""
+        return await self._shelves.lying(task_id)
+
     async def set_aside(self, entry: Entry) -> bool:
         """See `SpoolStore.set_aside`."""
-        try:
-            return await trio.to_thread.run_sync(self._opened.set_aside, entry.ref, limiter=self._read_limiter)
-        except OSError as error:
-            raise SpoolUnavailable(f"{entry.ref} could not be set aside: {error.strerror or error}") from error
+        return await self._shelves.set_aside(entry)
 
-    async def dead(self) -> Sequence[Entry]:
-        """See `SpoolStore.dead`."""
-        try:
-            return await trio.to_thread.run_sync(self._opened.dead, limiter=self._read_limiter)
-        except OSError as error:
-            raise SpoolUnavailable(f"what was set aside cannot be read: {error.strerror or error}") from error
+    async def hold(self, entry: Entry) -> Entry | None:
+        """See `SpoolStore.hold`."""
+        return await self._shelves.hold(entry)
+
+    async def restore(self, entry: Entry, at: float | None = None) -> Entry | None:
+        """See `SpoolStore.restore`."""
+        return await self._shelves.restore(entry, at)
+
+    async def reschedule(self, entry: Entry, at: float) -> Entry | None:
+        """See `SpoolStore.reschedule`."""
+        return await self._shelves.reschedule(entry, at)
+
+    async def remove(self, entry: Entry) -> Task | None:
+        """See `SpoolStore.remove`."""
+        return await self._shelves.remove(entry)
 
     async def get(self, ref: str, *, body_limit: int | None = None) -> Task | None:
         """See `SpoolStore.get`."""
