@@ -8,26 +8,20 @@ for them, and Quart would route them past the guard). A client that offers to up
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import h11
 import msgspec
-import structlog
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData
-from hypercorn.logging import Logger
+from hypercorn.protocol.events import Body, Response
 from hypercorn.protocol.events import Event as StreamEvent
-from hypercorn.protocol.events import Response
 from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.protocol.http_stream import HTTPStream
 
+from trispool.admin.accesslog import AccessLog, HttpCounts, count_bytes
 from trispool.admin.problems import document
 
-if TYPE_CHECKING:
-    from hypercorn.typing import ResponseSummary, WWWScope
-
 __all__ = ["Http1", "HttpConfig", "problem_bytes"]
-
-_log = structlog.get_logger()
 
 _INCOMPLETE = (h11.IDLE, h11.SEND_BODY, h11.ERROR)
 """States of a client of whose request more should come, or would have."""
@@ -35,35 +29,12 @@ _INCOMPLETE = (h11.IDLE, h11.SEND_BODY, h11.ERROR)
 _DETAILS = {431: "The headers of the request are too large.", 505: "Only HTTP/1.0 and HTTP/1.1 are spoken here."}
 
 
-class AccessLog(Logger):
-    """Hypercorn's log lines as ours: a line for each answered request, `debug` if it only looked and was answered."""
-
-    def __init__(self, config: Config) -> None:
-        self.access_logger = None
-        self.error_logger = None
-
-    async def access(self, request: WWWScope, response: ResponseSummary | None, request_time: float) -> None:
-        """Log an answered request. Its query is left out: it may hold the vars of a task."""
-        status = response["status"] if response is not None else None  # None: the client left before
-        method = request.get("method", "")
-        only_looked = method in ("GET", "HEAD") and status is not None and status < 400
-        client = request["client"]
-        (_log.debug if only_looked else _log.info)(
-            "http_request",
-            method=method,
-            path=request["path"],
-            status=status,
-            seconds=round(request_time, 6),
-            client=client[0] if client else "unix",
-        )
-
-    async def exception(self, message: str, *args: object, **kwargs: object) -> None:
-        """Log the exception that is being handled: one that the application let through."""
-        _log.exception("http_application_failed")
-
-
 class HttpConfig(Config):
-    """What of Hypercorn's configuration its protocol still looks at."""
+    """What of Hypercorn's configuration its protocol still looks at.
+
+    Args:
+        counts: Counts what was answered.
+    """
 
     logger_class = AccessLog
     include_server_header = False
@@ -72,6 +43,10 @@ class HttpConfig(Config):
 
     keep_alive_max_requests = 100_000
     """Hypercorn's 1,000 would make a producer reconnect every half second."""
+
+    def __init__(self, counts: HttpCounts | None = None) -> None:
+        super().__init__()
+        self.counts = counts or HttpCounts()
 
 
 class _UnspokenVersionError(Exception):
@@ -106,6 +81,8 @@ class Http1(H11Protocol):
         ):
             # Refused before its body was here, or we are stopping: this connection will be closed, so say it.
             event = replace(event, headers=[*event.headers, (b"connection", b"close")])
+        elif isinstance(event, Body) and isinstance(self.stream, HTTPStream):
+            count_bytes(self.stream.scope, len(event.data))
         await super().stream_send(event)
 
     async def _check_protocol(self, event: h11.Request) -> None:

@@ -22,6 +22,7 @@ import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.trio.worker_context import WorkerContext
 
+from trispool.admin.accesslog import HttpCounts, note_requests
 from trispool.admin.connection import CHUNK, Connection, Crowd, Stream
 from trispool.admin.http1 import HttpConfig, problem_bytes
 from trispool.admin.settings import ServerLimits
@@ -53,6 +54,7 @@ async def serve_admin(
     stop: trio.Event,
     grace: float,
     limits: ServerLimits | None = None,
+    counts: HttpCounts | None = None,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve `app` until `stop` is set; to be started with `nursery.start`.
@@ -66,6 +68,7 @@ async def serve_admin(
         stop: Ends the server.
         grace: Seconds that requests under way get then.
         limits: What clients may do; None: the defaults.
+        counts: Counts what is answered.
         task_status: Reports the bound URLs, such as `http://127.0.0.1:8080` or `unix:/run/admin.sock`.
 
     Raises:
@@ -81,7 +84,7 @@ async def serve_admin(
             trio.SSLListener(listener, tls, https_compatible=True) if tls else listener for listener in sockets
         ]
         urls = [_url(listener, bind, is_tls=tls is not None) for listener in sockets]
-        server = _Server(app, limits or ServerLimits())
+        server = _Server(app, limits or ServerLimits(), counts)
         async with trio.open_nursery() as connections:
             grace_left = 0.0  # unless stopped politely
             try:
@@ -105,9 +108,10 @@ async def _accept(server: _Server, listeners: Sequence[_Listener], connections: 
 class _Server:
     """Takes connections, or refuses them."""
 
-    def __init__(self, app: Quart, limits: ServerLimits) -> None:
+    def __init__(self, app: Quart, limits: ServerLimits, counts: HttpCounts | None) -> None:
+        note_requests(app)
         self._app = ASGIWrapper(cast("ASGIFramework", app))
-        self._config = HttpConfig()
+        self._config = HttpConfig(counts)
         self._context = WorkerContext(None)
         self._crowd = Crowd(limits)
         self._limits = limits
