@@ -44,11 +44,12 @@ class Refusals:
 
 def healthiness(statuses: Iterable[SpoolStatus]) -> Health:
     """Whether every spool does its work."""
-    problems = []
-    for status in statuses:
-        for problem in dict.fromkeys((status.problem, status.refusing)):
-            if problem:
-                problems.append(f"{status.name}: {problem}")
+    problems = [
+        f"{status.name}: {problem}"
+        for status in statuses
+        for problem in dict.fromkeys((status.problem, status.refusing))
+        if problem
+    ]
     return Health(not problems, problems)
 
 

@@ -75,19 +75,24 @@ class Histogram:
         return sum(self.counts.values())
 
     def percentiles(self, *parts: float) -> list[float | None]:
-        """How long, at most, so large a part of them took (0.5: the median); off by `PERCENTILE_ERROR` at most."""
-        ordered = sorted(self.counts.items())
+        """How long, at most, so large parts of them took; off by `PERCENTILE_ERROR` at most. None: there were none.
+
+        Args:
+            parts: Ascending; 0.5 asks for the median.
+        """
         total = self.count
+        if not total:
+            return [None] * len(parts)
         found: list[float | None] = []
+        passed = 0
+        buckets = iter(sorted(self.counts.items()))
+        bucket = 0
         for part in parts:
             rank = ceil(part * total)
-            for bucket, count in ordered:
-                rank -= count
-                if rank <= 0:
-                    found.append(_middle(bucket))
-                    break
-            else:
-                found.append(None)
+            while passed < rank:
+                bucket, count = next(buckets)
+                passed += count
+            found.append(_middle(bucket))
         return found
 
     def at_most(self, bounds: Iterable[float]) -> list[int]:
