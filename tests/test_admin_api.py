@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import stat
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,16 +12,14 @@ import structlog.testing
 import trio
 
 from tests.fake_control import FakeControl
-from trispool.admin import AdminSettings, Role, Tokens, allowed_hosts, create_app, load_token
+from trispool.admin import Accounts, AdminSettings, Role, allowed_hosts, create_app
 from trispool.admin.enqueue import parse_at, parse_fields, parse_lines
 from trispool.control import Attempt, Health, Page, TaskSummary, WorkerStatus
-from trispool.errors import ConfigError, SpoolUnavailable, TaskRefused
+from trispool.errors import SpoolUnavailable, TaskRefused
 from trispool.packet import decode_vars
 from trispool.task import MAX_VALUE, TaskState
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from quart import Response
     from quart.testing import QuartClient
 
@@ -48,8 +44,8 @@ def client(control: FakeControl) -> QuartClient:
 
 
 def client_of(control: FakeControl, **settings: Any) -> QuartClient:
-    tokens = Tokens({TOKEN: Role.OPERATE, VIEWER: Role.VIEW, PRODUCER: Role.ENQUEUE})
-    return cast("QuartClient", create_app(control, tokens=tokens, settings=AdminSettings(**settings)).test_client())
+    accounts = Accounts.of({TOKEN: Role.OPERATE, VIEWER: Role.VIEW, PRODUCER: Role.ENQUEUE})
+    return cast("QuartClient", create_app(control, accounts=accounts, settings=AdminSettings(**settings)).test_client())
 
 
 async def post(
@@ -868,67 +864,3 @@ async def test_only_names_of_this_machine_are_served_on_loopback(control: FakeCo
 )
 def test_hosts_are_restricted_for_loopback_only(bind: str, hosts: set[str] | None) -> None:
     assert allowed_hosts(bind) == hosts
-
-
-# The token's file
-
-
-def test_token_is_made_once_and_for_its_owner_only(tmp_path: Path) -> None:
-    first = load_token(tmp_path / "var" / "lib")
-    assert first.created
-    assert first.path == tmp_path / "var" / "lib" / "token"
-    assert stat.S_IMODE(first.path.stat().st_mode) == 0o600
-    assert stat.S_IMODE(first.path.parent.stat().st_mode) == 0o700
-    assert len(first.token) >= 40
-    assert first.path.read_text() == first.token + "\n"
-    second = load_token(tmp_path / "var" / "lib")
-    assert (second.token, second.created) == (first.token, False)
-    assert os.listdir(first.path.parent) == ["token"]
-    assert load_token(tmp_path).token != first.token
-    assert Tokens({first.token: Role.OPERATE}).role_of(second.token) is Role.OPERATE
-
-
-def test_token_is_never_that_of_the_loser_when_two_services_start_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real_link = os.link
-
-    def link_late(source: Path, target: Path) -> None:
-        monkeypatch.setattr(os, "link", real_link)
-        winner.append(load_token(tmp_path))
-        real_link(source, target)
-
-    winner: list[Any] = []
-    monkeypatch.setattr(os, "link", link_late)
-    loser = load_token(tmp_path)
-    assert winner[0].created
-    assert not loser.created
-    assert loser.token == winner[0].token
-    assert os.listdir(tmp_path) == ["token"]
-
-
-@pytest.mark.parametrize("mode", [0o644, 0o604, 0o660, 0o620])
-def test_token_that_others_can_get_at_is_refused(tmp_path: Path, mode: int) -> None:
-    path = load_token(tmp_path).path
-    path.chmod(mode)
-    with pytest.raises(ConfigError, match=f"mode {mode:04o}"):
-        load_token(tmp_path)
-    path.chmod(0o640)
-    load_token(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "content", ["", "\n", "short", "two words that are long", "a" * 20 + "\n" + "b" * 20, "ä" * 20]
-)
-def test_file_without_a_token_is_refused(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "token"
-    path.touch(0o600)
-    path.write_text(content)
-    with pytest.raises(ConfigError, match="token"):
-        load_token(tmp_path)
-
-
-def test_token_cannot_be_kept_in_what_is_not_a_directory(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="state_dir"):
-        load_token(tmp_path / "file")

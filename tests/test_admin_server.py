@@ -26,7 +26,7 @@ import structlog.testing
 import trio
 
 from tests.fake_control import FakeControl
-from trispool.admin import AdminSettings, Role, ServerLimits, Tokens, create_app, serve_admin
+from trispool.admin import Accounts, AdminSettings, Role, ServerLimits, create_app, serve_admin
 from trispool.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ async def serving(
 ) -> AsyncIterator[Server]:
     """A server, which must have ended some seconds after the block at the latest."""
     control = control or FakeControl()
-    app = create_app(control, tokens=Tokens({TOKEN: Role.OPERATE}), settings=settings)
+    app = create_app(control, accounts=Accounts.of({TOKEN: Role.OPERATE}), settings=settings)
     stop, ended = trio.Event(), trio.Event()
 
     async def serve(task_status: trio.TaskStatus[list[str]]) -> None:
@@ -155,7 +155,7 @@ def split(answer: bytes) -> tuple[int, dict[str, str], bytes]:
 
 async def start_error(bind: str = "127.0.0.1:0", certfile: str | None = None) -> str:
     """Why a server does not start: one error with one line, not a group of groups around it."""
-    app = create_app(FakeControl(), tokens=Tokens({}))
+    app = create_app(FakeControl(), accounts=Accounts.of({}))
     serve = partial(serve_admin, app, bind, certfile=certfile, stop=trio.Event(), grace=1)
     with trio.fail_after(NET):
         async with trio.open_nursery() as nursery:

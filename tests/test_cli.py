@@ -23,7 +23,7 @@ import trio
 from click.testing import CliRunner, Result
 
 from tests.fake_control import FakeControl
-from trispool.admin import AdminSettings, Role, Tokens, create_app, serve_admin
+from trispool.admin import Accounts, AdminSettings, Role, create_app, serve_admin
 from trispool.cli import display, main
 from trispool.cli.client import Service
 from trispool.control import Attempt, Health, Page, TaskSummary, WorkerStatus
@@ -224,7 +224,9 @@ class Api:
         assert self._ready.wait(30)
 
     async def _serve(self) -> None:
-        app = create_app(self.control, tokens=Tokens({TOKEN: Role.OPERATE}), settings=AdminSettings(max_body=1_000_000))
+        app = create_app(
+            self.control, accounts=Accounts.of({TOKEN: Role.OPERATE}), settings=AdminSettings(max_body=1_000_000)
+        )
         self._stop = trio.Event()
         self._token = trio.lowlevel.current_trio_token()
         async with trio.open_nursery() as nursery:

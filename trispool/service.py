@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 import trio
 
-from trispool.admin import AdminSettings, Role, ServerLimits, Tokens, allowed_hosts, create_app, load_token, serve_admin
+from trispool.admin import AdminSettings, ServerLimits, allowed_hosts, create_app, load_accounts, serve_admin
 from trispool.controller import Controller
 from trispool.errors import ConfigError
 from trispool.listener import Listener, serve_listener
@@ -122,26 +122,30 @@ async def _serve_http(
     config: Config, control: Control, stop: trio.Event, *, task_status: trio.TaskStatus[list[str]]
 ) -> None:
     http = config.http
-    token = await trio.to_thread.run_sync(load_token, config.state_dir)
-    if token.created:
+    accounts = await trio.to_thread.run_sync(load_accounts, config.state_dir)
+    token = accounts.operator
+    if token is not None and token.created:
         # Not through the log, which is kept and read by others.
         print(f"The operator's token, shown this once and kept in {token.path}: {token.token}", flush=True)
     app = create_app(
         control,
-        tokens=Tokens({token.token: Role.OPERATE}),
+        accounts=accounts,
         settings=AdminSettings(max_body=http.max_body, hosts=allowed_hosts(http.bind)),
     )
     networks = [ip_network(network) for network in http.allow_networks]
-    await serve_admin(
-        app,
-        http.bind,
-        certfile=http.certfile,
-        keyfile=http.keyfile,
-        stop=stop,
-        grace=HTTP_GRACE_SECONDS,
-        limits=ServerLimits(networks=networks or None),
-        task_status=task_status,
-    )
+    async with trio.open_nursery() as following:
+        following.start_soon(accounts.run_accounts)
+        await serve_admin(
+            app,
+            http.bind,
+            certfile=http.certfile,
+            keyfile=http.keyfile,
+            stop=stop,
+            grace=HTTP_GRACE_SECONDS,
+            limits=ServerLimits(networks=networks or None),
+            task_status=task_status,
+        )
+        following.cancel_scope.cancel()
 
 
 async def _start_faces(

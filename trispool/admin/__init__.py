@@ -7,18 +7,17 @@ the service's work runs in the application's own nursery.
 from __future__ import annotations
 
 from trispool.admin.app import create_app
-from trispool.admin.auth import Role, StoredToken, Tokens, load_token
+from trispool.admin.auth import Accounts, Role, load_accounts
 from trispool.admin.server import serve_admin
 from trispool.admin.settings import AdminSettings, ServerLimits, allowed_hosts
 
 __all__ = [
+    "Accounts",
     "AdminSettings",
     "Role",
     "ServerLimits",
-    "StoredToken",
-    "Tokens",
     "allowed_hosts",
     "create_app",
-    "load_token",
+    "load_accounts",
     "serve_admin",
 ]

@@ -11,10 +11,12 @@ from quart_trio import QuartTrio
 from trispool.admin.api import PREFIX, Api
 from trispool.admin.guard import install_guard
 from trispool.admin.problems import Problem, answer_errors
+from trispool.admin.session import SessionApi
 from trispool.admin.settings import AdminSettings
 
 if TYPE_CHECKING:
-    from trispool.admin.auth import Role, Tokens
+    from trispool.admin.auth import Accounts
+    from trispool.admin.guard import Needs
     from trispool.control import Control
 
 __all__ = ["create_app"]
@@ -36,12 +38,12 @@ GET /healthz needs no token.
 """
 
 
-def create_app(control: Control, *, tokens: Tokens, settings: AdminSettings | None = None) -> QuartTrio:
+def create_app(control: Control, *, accounts: Accounts, settings: AdminSettings | None = None) -> QuartTrio:
     """The application.
 
     Args:
         control: The service it shows and steers.
-        tokens: Those that are accepted.
+        accounts: Who is let in.
         settings: Limits of a request; None: the defaults.
     """
     settings = settings or AdminSettings()
@@ -65,7 +67,9 @@ def create_app(control: Control, *, tokens: Tokens, settings: AdminSettings | No
     app.add_url_rule("/healthz", "healthz", healthz)
     api = Api(control, settings)
     app.register_blueprint(api.blueprint())
-    roles: dict[str, Role | None] = {"index": None, "healthz": None}
-    install_guard(app, tokens=tokens, roles=roles | api.roles(), hosts=settings.hosts)
+    sessions = SessionApi(control, accounts)
+    app.register_blueprint(sessions.blueprint(PREFIX))
+    roles: dict[str, Needs] = {"index": None, "healthz": None}
+    install_guard(app, accounts=accounts, roles={**roles, **api.roles(), **sessions.roles()}, hosts=settings.hosts)
     answer_errors(app, settings)
     return app

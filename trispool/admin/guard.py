@@ -1,87 +1,154 @@
-"""What every request must pass before a view sees it: the right host, no foreign web page, a token that permits it.
+"""What every request must pass before a view sees it: the right host, no foreign web page, somebody who may do that.
 
-1. `Host` is one of ours if only this machine reaches us (421 otherwise; see `settings.allowed_hosts`).
-2. A changing request that a browser sends comes from a page of this very server (403). The token already keeps others
-   out, as no browser adds an `Authorization` header by itself; this also holds for a page that got hold of a token.
-3. Everything but the public endpoints needs a token (401), an unknown address too, and the token's role must permit
-   the endpoint (403). An endpoint that no table names needs `operate`.
+1. `Host` is one of ours, if it is known which these are (421 otherwise; see `settings.allowed_hosts`).
+2. Who sends it is known by a bearer token, or by the cookie of a session (401 otherwise; an unknown address, too). An
+   `Authorization` header goes before a cookie, also if it is of no use.
+3. A changing request that a browser sends comes from a page of this very server (403). `Sec-Fetch-Site` decides; where
+   a browser does not send it, `Origin` must be the `Host`. Other clients send neither, which is fine with a token: no
+   page can have a browser add that. A cookie is added by the browser itself, so there one of them has to say so.
+4. The role permits the endpoint (403). Every endpoint has to be declared; one that is not stops the application from
+   being made.
+
+`HEAD` and `OPTIONS` need what the endpoint needs. Headers that override the method are not looked at by anybody.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 from quart import Quart, Response, g, request
 
-from trispool.admin.auth import Role, Tokens, bearer_token
+from trispool.admin.auth import Role, bearer_token
 from trispool.admin.problems import Problem
+from trispool.admin.session import COOKIE, address, set_cookie
 from trispool.admin.settings import host_of
-from trispool.operating import Actor
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-__all__ = ["install_guard"]
+    from trispool.admin.auth import Accounts
+    from trispool.admin.session import Session
+    from trispool.tokenfile import Token
 
-_HEADERS = {
+__all__ = ["Needs", "install_guard"]
+
+Needs: TypeAlias = Role | Literal["known"] | None
+"""What an endpoint needs: a role; `known`: any token or session; None: nothing, it is public."""
+
+_HEADERS: Final = {
     "Cache-Control": "no-store",  # answers hold what a token protects
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; sandbox",  # vars and bodies are hostile
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+"""Of every answer whose view does not say otherwise."""
+
+_SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 def install_guard(
-    app: Quart, *, tokens: Tokens, roles: Mapping[str, Role | None], hosts: Collection[str] | None
+    app: Quart, *, accounts: Accounts, roles: Mapping[str, Needs], hosts: Collection[str] | None = None
 ) -> None:
-    """Check every request of `app`.
+    """Check every request of `app`, after all of its routes have been added.
+
+    A view finds the sender as `g.actor` (an `Actor`), `g.token` and `g.session` (None for a bearer token); all three
+    are None at public endpoints. An answer that goes on for long asks `accounts.is_accepted(g.token)` now and then.
 
     Args:
         app: The application.
-        tokens: Those that are accepted.
-        roles: Endpoint to the role it needs; None: public.
+        accounts: Who is let in.
+        roles: What each endpoint needs.
         hosts: Acceptable host names, or None for any.
+
+    Raises:
+        LookupError: An endpoint is not among `roles`, or is one for web sockets, which nobody guards.
     """
+    for rule in app.url_map.iter_rules():
+        if rule.endpoint not in roles or rule.websocket:
+            raise LookupError(f"{rule.rule}: it is not declared what {rule.endpoint} needs")
 
     async def check() -> None:
         _check_host(request.headers.get("Host", ""), hosts)
-        if request.method not in _SAFE_METHODS:
-            _check_origin()
-        needed = roles.get(request.endpoint or "", Role.OPERATE)
+        g.actor = g.token = g.session = None
+        # An unknown address or method has no endpoint: those who are known get 404 and 405, others are not told.
+        needed = roles[request.endpoint] if request.endpoint else "known"
         if needed is not None:
-            # A missing route or method has no endpoint: known tokens get 404 and 405, others are not told.
-            _check_token(tokens, needed if request.endpoint else None)
+            g.token, g.session = _identify(accounts)
+            g.actor = accounts.actor(g.token, address())
+        if request.method not in _SAFE_METHODS:
+            _check_origin(by_cookie=g.session is not None)
+        if isinstance(needed, Role):
+            _check_role(g.token.role, needed)
 
-    async def add_headers(response: Response) -> Response:
+    async def finish(response: Response) -> Response:
         for name, value in _HEADERS.items():
             response.headers.setdefault(name, value)
+        session: Session | None = g.get("session")
+        renewed = accounts.renew_session(session, g.token) if session is not None else None
+        if renewed is not None:
+            set_cookie(response, renewed[1], renewed[0], accounts.now())
         return response
 
     app.before_request(check)
-    app.after_request(add_headers)
+    app.after_request(finish)
 
 
 def _check_host(authority: str, hosts: Collection[str] | None) -> None:
     if hosts is not None and host_of(authority) not in hosts:
         raise Problem(
             421,
-            f"This server is reached as one of {', '.join(sorted(hosts))}, not as {authority!r}. "
-            "A proxy in front of it has to send one of these as the Host header.",
+            f"This server is reached as one of {', '.join(sorted(hosts))}, not as {authority[:300]!r}. "
+            "Further names, such as that by which a proxy is reached, are set by http.hosts in its configuration.",
         )
 
 
-def _check_origin() -> None:
-    """Browsers send at least one of these with every changing request; other clients send neither."""
+def _identify(accounts: Accounts) -> tuple[Token, Session | None]:
+    """Who sends the request.
+
+    Raises:
+        Problem: It is not known.
+    """
+    authorization = request.headers.get("Authorization")
+    if authorization is not None:
+        token = bearer_token(authorization)
+        if token is not None:
+            return accounts.enter(token, address()), None
+    elif (cookie := request.cookies.get(COOKIE)) is not None:
+        entered = accounts.enter_session(cookie)
+        if entered is None:
+            raise _unknown("This session is over: log in again.")
+        return entered[1], entered[0]
+    raise _unknown(
+        "A token is needed: Authorization: Bearer <the content of the file token in the state directory, or a token "
+        "made by `trispool token create`>."
+    )
+
+
+def _unknown(detail: str) -> Problem:
+    return Problem(401, detail, headers={"WWW-Authenticate": 'Bearer realm="trispool"'})
+
+
+def _check_origin(*, by_cookie: bool) -> None:
     site = request.headers.get("Sec-Fetch-Site")
     origin = request.headers.get("Origin")
-    if site not in (None, "same-origin", "none"):
-        raise Problem(403, f"A web page of another site may not change anything here (Sec-Fetch-Site: {site}).")
-    # The scheme is not compared: a proxy that ends TLS makes it differ. "null" has no authority and never matches.
-    if origin is not None and _authority(origin) != request.headers.get("Host", "").lower():
-        raise Problem(403, f"A web page of another origin may not change anything here (Origin: {origin}).")
+    if site is not None:
+        # "none" is a person, not a page; but a person who acts by a cookie does so by one of our pages.
+        if site == "same-origin" or (site == "none" and not by_cookie):
+            return
+        raise Problem(403, f"A web page of another site may not change anything here (Sec-Fetch-Site: {site[:60]}).")
+    if origin is not None:
+        # The scheme is not compared: a proxy that ends TLS makes it differ. "null" has no authority and never matches.
+        if _authority(origin) == request.headers.get("Host", "").lower():
+            return
+        raise Problem(403, f"A web page of another origin may not change anything here (Origin: {origin[:300]}).")
+    if by_cookie:
+        raise Problem(
+            403,
+            "A change by a browser's session needs Sec-Fetch-Site or Origin to say that a page of this server asks for "
+            "it. Programs use a token: Authorization: Bearer TOKEN.",
+        )
 
 
 def _authority(origin: str) -> str | None:
@@ -91,25 +158,8 @@ def _authority(origin: str) -> str | None:
         return None
 
 
-def _check_token(tokens: Tokens, needed: Role | None) -> None:
-    token = bearer_token(request.headers.get("Authorization"))
-    if token is None:
-        raise Problem(
-            401,
-            "A token is needed: Authorization: Bearer <the content of the file token in the state directory>.",
-            headers={"WWW-Authenticate": 'Bearer realm="trispool"'},
-        )
-    role = tokens.role_of(token)
-    if role is None:
-        raise Problem(
-            401,
-            "This token is not known here.",
-            headers={"WWW-Authenticate": 'Bearer realm="trispool", error="invalid_token"'},
-        )
-    # Views ask `exchange.actor` for it.
-    client = request.scope["client"]
-    g.actor = Actor("operator", role.value, client[0] if client else "unix")
-    if needed is not None and not role.permits(needed):
+def _check_role(role: Role, needed: Role) -> None:
+    if not role.permits(needed):
         raise Problem(
             403,
             f"This token has the role {role.value}; this request needs {needed.value}.",
