@@ -62,6 +62,10 @@ class Recorder:
         await self.until(lambda: len(self.ready) >= count)
         return self.ready[count - 1]
 
+    def out_ids(self) -> set[str]:
+        """The ids of the tasks that have not come back."""
+        return {item.id for item in self.out}
+
     def codes(self) -> dict[str, str]:
         """How tasks ended, by id; the last word counts."""
         return {report.claim.id: report.code for report in self.reports}
