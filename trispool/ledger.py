@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import structlog
@@ -24,6 +24,7 @@ import trio
 from trispool import spoolfile
 from trispool.control import Attempt, TaskSummary
 from trispool.errors import SpoolUnavailable
+from trispool.histogram import Histogram
 from trispool.ledgerfile import Damaged, LedgerFile, Replaced
 from trispool.packet import decode_vars
 from trispool.task import TaskState
@@ -64,11 +65,13 @@ class LedgerStatistics:
         written: Rows.
         dropped: Rows that were lost, because the disk did not take them or SQLite would not.
         failed_commits: How often the disk did not take them.
+        commits: How long the others took.
     """
 
     written: int = 0
     dropped: int = 0
     failed_commits: int = 0
+    commits: Histogram = field(default_factory=Histogram)
 
 
 class Ledger:
@@ -235,6 +238,7 @@ class Ledger:
             def write() -> int:
                 return self._file.write(rows, retrying)
 
+            began = trio.current_time()
             try:
                 try:
                     unfit = await self._in_write_thread(write, abandon=abandon)
@@ -256,6 +260,7 @@ class Ledger:
             self._complaint = ""
             _log.info("history_is_written_again", path=self._path)
         self._is_dropping = False
+        self.statistics.commits.observe(trio.current_time() - began)
         self.statistics.written += len(rows) - unfit
         if unfit:
             self._drop(unfit, "SQLite would not take them")
