@@ -1,18 +1,20 @@
-"""The application: the API, and the two addresses that need no token."""
+"""The application: the API, the addresses beside it, and what guards them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-import msgspec
 from quart import Response
 from quart_trio import QuartTrio
 
-from trispool.admin.api import PREFIX, Api
+from trispool.admin.api import api_routes
 from trispool.admin.guard import install_guard
-from trispool.admin.problems import Problem, answer_errors
+from trispool.admin.problems import answer_errors
+from trispool.admin.routes import PREFIX, Route, blueprint_of
 from trispool.admin.session import SessionApi
 from trispool.admin.settings import AdminSettings
+from trispool.admin.streams import STREAMS, Streams
+from trispool.admin.watching import WatchViews
 
 if TYPE_CHECKING:
     from trispool.admin.auth import Accounts
@@ -25,16 +27,12 @@ _POINTER: Final = f"""\
 trispool
 
 The HTTP API is at {PREFIX}; it needs the header "Authorization: Bearer TOKEN" with the content of the file token in
-the state directory.
+the state directory, or a token made by "trispool token create".
 
-  POST  {PREFIX}/spools/NAME/tasks       enqueue (JSON, NDJSON, a form, a file, or a raw body with vars in the query)
-  GET   {PREFIX}/tasks                   ?spool= state= q= order= limit= cursor=
-  GET   {PREFIX}/tasks/ID                and /body
-  GET   {PREFIX}/spools                  and /NAME
-  PATCH {PREFIX}/spools/NAME             {{"frequency": SECONDS, "paused": BOOLEAN}}
-  POST  {PREFIX}/spools/NAME/scan
+  docs          what can be asked, and a form to try it
+  openapi.json  the same for programs
 
-GET /healthz needs no token.
+GET /healthz and /readyz need no token.
 """
 
 
@@ -52,24 +50,21 @@ def create_app(control: Control, *, accounts: Accounts, settings: AdminSettings 
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body
     app.config["BODY_TIMEOUT"] = settings.body_timeout
     app.config["RESPONSE_TIMEOUT"] = None  # the server cuts off a client that stalls, not one that is slow
-
-    async def index() -> Response:
-        return Response(_POINTER, content_type="text/plain; charset=utf-8")
-
-    async def healthz() -> Response:
-        health = control.health()
-        if not health.ok:
-            raise Problem(503, "; ".join(health.problems), ok=False, problems=list(health.problems))
-        answer = {"ok": True, "problems": list(health.problems)}
-        return Response(msgspec.json.encode(answer), content_type="application/json")
-
-    app.add_url_rule("/", "index", index)
-    app.add_url_rule("/healthz", "healthz", healthz)
-    api = Api(control, settings)
-    app.register_blueprint(api.blueprint())
+    streams = app.extensions[STREAMS] = Streams(settings.max_streams)
+    needs: dict[str, Needs] = {}
+    for name, prefix, routes in (
+        ("api", PREFIX, api_routes(control, accounts, settings, streams)),
+        ("beside", None, (Route("index", "GET", "/", _index, None), *WatchViews(control).probes())),
+    ):
+        app.register_blueprint(blueprint_of(name, routes, prefix))
+        needs |= {f"{name}.{route.name}": route.role for route in routes}
     sessions = SessionApi(control, accounts)
     app.register_blueprint(sessions.blueprint(PREFIX))
-    roles: dict[str, Needs] = {"index": None, "healthz": None}
-    install_guard(app, accounts=accounts, roles={**roles, **api.roles(), **sessions.roles()}, hosts=settings.hosts)
+    needs |= sessions.roles()
+    install_guard(app, accounts=accounts, roles=needs, hosts=settings.hosts)
     answer_errors(app, settings)
     return app
+
+
+async def _index() -> Response:
+    return Response(_POINTER, content_type="text/plain; charset=utf-8")

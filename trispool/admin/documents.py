@@ -17,14 +17,21 @@ if TYPE_CHECKING:
 
     from trispool.control import Attempt, Page, SpoolStatus, TaskDetail, TaskSummary, WorkerStatus
     from trispool.errors import TrispoolError
+    from trispool.operating import AuditPage, BulkPage, BulkPreview, BulkStatus
     from trispool.task import Accepted
 
 __all__ = [
     "accepted_document",
+    "audit_document",
+    "bulk_document",
+    "bulk_page_document",
     "page_document",
+    "preview_document",
     "refused_document",
     "spool_document",
+    "summary_document",
     "task_document",
+    "worker_document",
 ]
 
 MAX_PREVIEW: Final = 4096
@@ -55,29 +62,34 @@ def spool_document(status: SpoolStatus) -> dict[str, object]:
         "scheduled": status.scheduled,
         "running": status.running,
         "retrying": status.retrying,
+        "held": status.held,
         "dead": status.dead,
         "oldest_ready_at": status.oldest_ready_at,
         "finished": dict(status.finished),
-        "workers": [_worker_document(worker) for worker in status.workers],
+        "workers": [worker_document(worker) for worker in status.workers],
         "problem": status.problem,
+        "configured": dict(status.configured),
+        "scanned": status.scanned,
+        "refusing": status.refusing,
     }
 
 
 def page_document(page: Page) -> dict[str, object]:
     """A part of a list of tasks."""
-    return {"tasks": [_summary_document(item) for item in page.items], "cursor": page.cursor}
+    return {"tasks": [summary_document(item) for item in page.items], "cursor": page.cursor}
 
 
 def task_document(task: TaskDetail) -> dict[str, object]:
     """A task with all that is known of it."""
-    return _summary_document(task.summary) | {
+    return summary_document(task.summary) | {
         "vars": None if task.vars is None else _vars_document(task.vars),
         "body": None if task.body is None else _body_document(task.body),
         "history": _history_document(task.attempts),
     }
 
 
-def _summary_document(task: TaskSummary) -> dict[str, object]:
+def summary_document(task: TaskSummary) -> dict[str, object]:
+    """A task as a row of a list."""
     progress = task.progress
     return {
         "id": task.id,
@@ -91,6 +103,7 @@ def _summary_document(task: TaskSummary) -> dict[str, object]:
         "finished_at": task.finished_at,
         "run_seconds": task.run_seconds,
         "progress": progress and {"fraction": progress[0], "text": progress[1]},
+        "handler": task.handler,
     }
 
 
@@ -111,8 +124,9 @@ def _history_document(attempts: Sequence[Attempt]) -> list[dict[str, object]]:
     ]
 
 
-def _worker_document(worker: WorkerStatus) -> dict[str, object]:
-    return {
+def worker_document(worker: WorkerStatus, spool: str | None = None) -> dict[str, object]:
+    """A worker; with the name of its spool where that is not clear."""
+    document: dict[str, object] = {
         "pid": worker.pid,
         "state": worker.state,
         "task_id": worker.task_id,
@@ -120,6 +134,71 @@ def _worker_document(worker: WorkerStatus) -> dict[str, object]:
         "tasks_done": worker.tasks_done,
         "started_at": worker.started_at,
         "is_async": worker.is_async,
+    }
+    return document if spool is None else document | {"spool": spool}
+
+
+def preview_document(preview: BulkPreview) -> dict[str, object]:
+    """What a bulk action would do."""
+    return {
+        "matched": preview.matched,
+        "refused": preview.refused,
+        "by_state": dict(preview.by_state),
+        "sample": list(preview.sample),
+    }
+
+
+def bulk_document(status: BulkStatus) -> dict[str, object]:
+    """How far a bulk action is."""
+    return {
+        "id": status.id,
+        "action": status.action.value,
+        "state": status.state,
+        "total": status.total,
+        "done": status.done,
+        "refused": status.refused,
+        "actor": status.actor,
+        "started_at": status.started_at,
+        "finished_at": status.finished_at,
+        "problem": status.problem,
+    }
+
+
+def bulk_page_document(page: BulkPage) -> dict[str, object]:
+    """The same with some of its results."""
+    return bulk_document(page.status) | {
+        "results": [
+            {
+                "id": result.id,
+                "state": result.state and result.state.value,
+                "status": result.status,
+                "detail": result.detail,
+            }
+            for result in page.results
+        ],
+        "cursor": page.cursor,
+    }
+
+
+def audit_document(page: AuditPage) -> dict[str, object]:
+    """A part of the audit log."""
+    return {
+        "rows": [
+            {
+                "seq": row.seq,
+                "at": row.at,
+                "actor": row.actor,
+                "role": row.role,
+                "address": row.address,
+                "action": row.action,
+                "target": row.target,
+                "before": row.before,
+                "after": row.after,
+                "outcome": row.outcome,
+            }
+            for row in page.rows
+        ],
+        "cursor": page.cursor,
     }
 
 

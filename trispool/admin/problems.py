@@ -1,7 +1,11 @@
 """Errors as problem documents (RFC 9457), all of them: one class to raise, one table from errors to statuses.
 
-`{"type": "about:blank", "title": "Bad Request", "status": 400, "detail": "what is wrong and what is expected"}`; some
-have `errors`, a list of `{"detail": …}` with `line` (of a batch, from 1) or `pointer` (of a JSON document, RFC 6901).
+`{"type": "about:blank", "title": "Bad Request", "status": 400, "detail": "what is wrong and what is expected"}`. What
+names single faults has them all in `errors`, a list of
+
+    {"detail": "limit=0: expected …", "parameter": "limit", "value": "0", "expected": "a whole number from 1 to 500"}
+
+with `pointer` (RFC 6901) instead of `parameter` for a place in a JSON body, and `line` (from 1) for one in a batch.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import structlog
 from quart import Quart, Response, has_request_context, request
 from werkzeug.exceptions import HTTPException, NotFound, RequestEntityTooLarge, RequestTimeout
 
+from trispool.admin.faults import FaultyRequest
 from trispool.errors import SpoolUnavailable, TaskNotFound, TaskRefused, TrispoolError
 
 if TYPE_CHECKING:
@@ -67,6 +72,10 @@ def document(status: int, detail: str, **members: object) -> dict[str, object]:
 def problem_of(error: TrispoolError) -> Problem:
     """What a client is told of an error of the domain."""
     match error:
+        case FaultyRequest():
+            return Problem(error.status, str(error), errors=[fault.document() for fault in error.faults])
+        case TaskRefused(status=429):
+            return Problem(429, str(error), headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
         case TaskRefused():
             return Problem(error.status, str(error))
         case TaskNotFound():

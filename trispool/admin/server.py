@@ -26,6 +26,7 @@ from trispool.admin.accesslog import HttpCounts, note_requests
 from trispool.admin.connection import CHUNK, Connection, Crowd, Stream
 from trispool.admin.http1 import HttpConfig, problem_bytes
 from trispool.admin.settings import ServerLimits
+from trispool.admin.streams import STREAMS
 from trispool.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
     from hypercorn.typing import ASGIFramework
     from quart import Quart
+
+    from trispool.admin.streams import Streams
 
 __all__ = ["serve_admin"]
 
@@ -111,6 +114,7 @@ class _Server:
     def __init__(self, app: Quart, limits: ServerLimits, counts: HttpCounts | None) -> None:
         note_requests(app)
         self._app = ASGIWrapper(cast("ASGIFramework", app))
+        self._streams: Streams | None = app.extensions.get(STREAMS)
         self._config = HttpConfig(counts)
         self._context = WorkerContext(None)
         self._crowd = Crowd(limits)
@@ -130,6 +134,8 @@ class _Server:
     async def terminate(self) -> None:
         """Let connections end."""
         await self._context.terminated.set()
+        if self._streams is not None:
+            self._streams.stop()
         self._crowd.stop()
 
     def _may_connect(self, stream: Stream) -> bool:

@@ -23,12 +23,14 @@ class AdminSettings:
             54 s at 10 Mbit/s.
         max_batch: The most tasks of one NDJSON request. Parsing that many takes the loop some tens of milliseconds,
             in slices; a batch ten times as large is not measurably faster per task.
+        max_streams: How many may read events at once; more are answered with 503. Each has a connection of its own.
         hosts: Host names that a request may be for (see `allowed_hosts`), or None for any.
     """
 
     max_body: int = 64 * 1024 * 1024
     body_timeout: float = 60.0
     max_batch: int = 10_000
+    max_streams: int = 64
     hosts: Collection[str] | None = None
 
 

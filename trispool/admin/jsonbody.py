@@ -1,0 +1,82 @@
+"""JSON as a request's body has to be: UTF-8, no key twice, no NaN, not too deep. Pure."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+from trispool.admin.faults import Fault, FaultyRequest, pointer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["decode_object", "doubled"]
+
+_TWICE: Final = object()
+"""In place of the value of a key that comes twice."""
+
+
+def decode_object(data: bytes) -> dict[str, Any]:
+    """The JSON object that `data` are.
+
+    Raises:
+        FaultyRequest: They are not one, or a key comes twice.
+    """
+    document, faults = _decode(data)
+    if faults:
+        raise FaultyRequest(faults)
+    if not isinstance(document, dict):
+        raise FaultyRequest([Fault(pointer="", value=document, expected="a JSON object")])
+    return document
+
+
+def doubled(data: bytes) -> list[Fault]:
+    """A fault for each key that comes twice in what is JSON otherwise. (Most parsers let the last one win.)"""
+    return _decode(data)[1]
+
+
+def _decode(data: bytes) -> tuple[Any, list[Fault]]:
+    try:
+        document = _loads(data.decode())
+        return document, [
+            Fault("given twice", pointer=pointer(*path), expected="every key once") for path in _twice_in(document, ())
+        ]
+    except UnicodeDecodeError as error:
+        problem = f"the byte {error.start} is not UTF-8"
+    except json.JSONDecodeError as error:
+        problem = f"{error.msg[:1].lower()}{error.msg[1:]} at line {error.lineno}, column {error.colno}"
+    except RecursionError:
+        problem = "it is nested too deep"
+    except ValueError:
+        problem = "a number has too many digits"
+    raise FaultyRequest([Fault(f"Not JSON: {problem}")])
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                members[key] = _TWICE
+            seen.add(key)
+    return members
+
+
+def _no_constant(name: str) -> None:
+    raise FaultyRequest([Fault(f"Not JSON: {name} is no number there")])
+
+
+_loads: Final = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=_no_constant).decode
+
+
+def _twice_in(value: object, path: tuple[object, ...]) -> Iterator[tuple[object, ...]]:
+    if isinstance(value, dict):
+        for key, member in value.items():
+            if member is _TWICE:
+                yield (*path, key)
+            else:
+                yield from _twice_in(member, (*path, key))
+    elif isinstance(value, list):
+        for index, member in enumerate(value):
+            yield from _twice_in(member, (*path, index))
