@@ -33,7 +33,7 @@ LAYERS: dict[str, list[list[str]]] = {
         [
             *("packet", "reader", "spoolfile", "schedule", "retry", "backlog", "kinds", "arguments", "packed"),
             *("settings", "configmodel", "configchecks", "config"),
-            *("histogram", "tally", "figures", "stats", "health"),
+            *("histogram", "tally", "figures", "stats", "health", "httpcounts"),
         ]
     ],
     "1b": [
@@ -63,7 +63,7 @@ LAYERS: dict[str, list[list[str]]] = {
         ["employer", "hand", "pace", "workerlink", "workerproc", "pool"],
     ],
     "4": [["admin"]],
-    "5": [["actions", "bulkrun", "bulk", "listing", "controller", "livespool", "service"]],
+    "5": [["actions", "bulkrun", "bulk", "listing", "metrics", "reports", "controller", "livespool", "service"]],
     "6": [["logs", "cli"]],
 }
 ORDER = list(LAYERS)

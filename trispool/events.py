@@ -132,6 +132,11 @@ class EventHub:
         self._wanted.set()
         self._news.set()
 
+    @property
+    def readers(self) -> int:
+        """How many read."""
+        return self._readers
+
     # Readers
 
     def _position(self, after: str) -> int | None:

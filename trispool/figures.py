@@ -17,6 +17,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from trispool.histogram import Histogram
 from trispool.tally import SLOT_SECONDS, Flow, HandlerFigures, Record, Tally, per_second
 from trispool.task import TaskState
 
@@ -68,6 +69,8 @@ class SpoolFigures:
         all: All handlers together.
         handlers: Those that have run something since, by name.
         series: The last hour, the oldest slot first, without the slot that is under way.
+        scans: How long full scans took, since then.
+        commits: How long tasks that came waited to be kept, since then; those that came together count once.
     """
 
     at: float
@@ -75,6 +78,8 @@ class SpoolFigures:
     all: HandlerFigures
     handlers: Sequence[HandlerFigures]
     series: Sequence[Slot]
+    scans: Histogram
+    commits: Histogram
 
 
 class Figures:
@@ -82,9 +87,15 @@ class Figures:
 
     Args:
         clock: Unix seconds.
+
+    Attributes:
+        scans: For the scanner: how long full scans take.
+        commits: For who keeps tasks: how long that takes.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
+        self.scans = Histogram()
+        self.commits = Histogram()
         self._clock = clock
         self._since = self._steady_since = clock()
         self._number = int(self._since // SLOT_SECONDS)
@@ -190,7 +201,7 @@ class Figures:
         everything = self._all.figures("", present, now, self._steady_since)
         oldest = self._number - SERIES_SLOTS
         series = [slot for slot in self._series if slot.number >= oldest]
-        return SpoolFigures(now, self._since, everything, handlers, series)
+        return SpoolFigures(now, self._since, everything, handlers, series, self.scans.copy(), self.commits.copy())
 
     def rates(self) -> Flow:
         """How many a second in the last ten seconds; cheaper than `snapshot`."""

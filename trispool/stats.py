@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from trispool.control import SpoolStatus
-    from trispool.figures import Figures, Slot, SpoolFigures
+    from trispool.figures import Slot, SpoolFigures
     from trispool.histogram import Histogram
     from trispool.tally import HandlerFigures
 
@@ -49,20 +49,22 @@ _COUNTS: Final = ("ready", "scheduled", "held", "running", "retrying", "dead")
 _OF_HANDLERS: Final = ("ended", "failed")
 
 
-def stats_document(statuses: Sequence[SpoolStatus], figures: Mapping[str, Figures], now: float) -> dict[str, object]:
+def stats_document(
+    statuses: Sequence[SpoolStatus], figures: Mapping[str, SpoolFigures], now: float
+) -> dict[str, object]:
     """The document that the module describes.
 
     Args:
         statuses: The spools at this moment.
-        figures: What counts them, by their names.
+        figures: What was counted of them, by their names.
         now: Unix seconds.
     """
-    snapshots = [figures[status.name].snapshot() for status in statuses]
+    spools = [figures[status.name] for status in statuses]
     return {
         "at": now,
         "percentile_error": PERCENTILE_ERROR,
-        "totals": _totals(statuses, snapshots, now),
-        "spools": [_spool(status, spool, now) for status, spool in zip(statuses, snapshots, strict=True)],
+        "totals": _totals(statuses, spools, now),
+        "spools": [_spool(status, spool, now) for status, spool in zip(statuses, spools, strict=True)],
     }
 
 

@@ -7,22 +7,20 @@ at: they hold vars, tokens and cookies.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from hypercorn.logging import Logger
 from quart import Quart, Response, g, request
 
+from trispool.httpcounts import UNMATCHED, HttpCounts
+
 if TYPE_CHECKING:
     from hypercorn.config import Config
     from hypercorn.typing import HTTPScope, ResponseSummary, WWWScope
 
-__all__ = ["AccessLog", "HttpCounts", "count_bytes", "note_requests"]
-
-UNMATCHED: Final = "unmatched"
-"""The route of a request that fits no rule. Neither its path nor its method becomes a label: clients make them up."""
+__all__ = ["AccessLog", "count_bytes", "note_requests"]
 
 _PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 """Machines ask these every few seconds; that they were answered well is logged as `debug`."""
@@ -30,21 +28,6 @@ _PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 _KEY: Final = "trispool.access"
 
 _log = structlog.get_logger()
-
-
-@dataclass(slots=True)
-class HttpCounts:
-    """What was answered since the start.
-
-    Attributes:
-        requests: By method, route and status; status `none`: the client left before.
-        seconds: All answers together, by route: seconds from the first byte of a request to the last of its answer.
-        sent: Bytes of their contents, by route.
-    """
-
-    requests: Counter[tuple[str, str, str]] = field(default_factory=Counter)
-    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    sent: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(slots=True)

@@ -18,8 +18,9 @@ from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.protocol.http_stream import HTTPStream
 
-from trispool.admin.accesslog import AccessLog, HttpCounts, count_bytes
+from trispool.admin.accesslog import AccessLog, count_bytes
 from trispool.admin.problems import document
+from trispool.httpcounts import HttpCounts
 
 __all__ = ["Http1", "HttpConfig", "problem_bytes"]
 

@@ -22,7 +22,7 @@ import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.trio.worker_context import WorkerContext
 
-from trispool.admin.accesslog import HttpCounts, note_requests
+from trispool.admin.accesslog import note_requests
 from trispool.admin.connection import CHUNK, Connection, Crowd, Stream
 from trispool.admin.http1 import HttpConfig, problem_bytes
 from trispool.admin.settings import ServerLimits
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from quart import Quart
 
     from trispool.admin.streams import Streams
+    from trispool.httpcounts import HttpCounts
 
 __all__ = ["serve_admin"]
 
