@@ -104,6 +104,11 @@ class Dispatcher:
         """Whether an operator said that no task shall start."""
         return self._paused
 
+    @property
+    def scanned(self) -> bool:
+        """Whether the first scan has ended; nothing is started before."""
+        return self._scanned
+
     def pause(self) -> None:
         """Start no more tasks; those that run go on."""
         self._paused = True

@@ -3,34 +3,46 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 import structlog
 import trio
 
+from trispool.actions import Actions
 from trispool.control import SpoolStatus
 from trispool.dispatcher import Dispatcher, DispatcherSettings
-from trispool.errors import SpoolUnavailable
+from trispool.errors import SpoolUnavailable, TaskRefused
+from trispool.health import Refusals
 from trispool.ledger import Ledger
 from trispool.pool import Pool
 from trispool.scanner import Scanner
+from trispool.settings import SHORTEST_FREQUENCY
 from trispool.store.directory import DirectoryStore, open_directory_store
 from trispool.worker.frames import Setup
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
+    from trispool.actions import Found
     from trispool.backlog import Backlog
+    from trispool.control import TaskSummary
     from trispool.errors import TrispoolError
+    from trispool.operating import Action, SpoolChange
     from trispool.settings import SpoolSettings
     from trispool.task import Entry, NewTask, Retrying
+    from trispool.workforce import Watcher
 
 __all__ = ["LiveSpool", "open_spool"]
 
-COUNT_DEAD_SECONDS: Final = 10.0
-"""How often the files that were set aside are counted: a person may move them."""
+COUNT_SECONDS: Final = 10.0
+"""How often the files that lie aside, held or dead, are counted: a person may move them."""
+
+MAX_PROCESSES: Final = 1000
+"""More workers than any machine can use were mistyped; each takes 20 MB."""
 
 ENQUEUE_AT_ONCE: Final = 256
 """Tasks; on a slow disk, 10 ms for each, they take it 3 s."""
@@ -42,12 +54,15 @@ _log = structlog.get_logger()
 
 
 @asynccontextmanager
-async def open_spool(settings: SpoolSettings, all_directories: Sequence[str]) -> AsyncIterator[LiveSpool]:
+async def open_spool(
+    settings: SpoolSettings, all_directories: Sequence[str], watcher: Watcher | None = None
+) -> AsyncIterator[LiveSpool]:
     """One spool, open but not yet running.
 
     Args:
         settings: What the configuration says of it.
         all_directories: Those of all spools of the service, for `uwsgi.spoolers`.
+        watcher: Who is told what happens to its tasks.
 
     Raises:
         OSError: Its directory or its history cannot be opened.
@@ -55,7 +70,7 @@ async def open_spool(settings: SpoolSettings, all_directories: Sequence[str]) ->
     async with open_directory_store(settings.directory, fsync=settings.durability == "fsync") as store:
         ledger = Ledger(os.path.join(store.directory, ".trispool", "spool.db"), settings.keep_history)
         try:
-            yield LiveSpool(settings, store, ledger, await ledger.open(), all_directories)
+            yield LiveSpool(settings, store, ledger, await ledger.open(), all_directories, watcher)
         finally:
             await ledger.aclose()
 
@@ -76,6 +91,7 @@ class LiveSpool:
         ledger: Ledger,
         remembered: Mapping[str, Retrying],
         all_directories: Sequence[str],
+        watcher: Watcher | None = None,
     ) -> None:
         self.name = settings.name
         self.store = store
@@ -87,6 +103,7 @@ class LiveSpool:
             DispatcherSettings(settings.name, settings.frequency, settings.policy),
             remembered=remembered,
             frequency_wanted=self.set_frequency,
+            watcher=watcher,
         )
         self._scanner = Scanner(store, self._dispatcher, settings.frequency)
         others = [directory for directory in all_directories if directory != store.directory]
@@ -103,8 +120,8 @@ class LiveSpool:
             fsync=settings.durability == "fsync",
         )
         self._pool = Pool(setup, self._dispatcher, processes=settings.processes, max_tasks=settings.max_tasks)
-        self._dead = 0
-        self._dead_counted = 0
+        self._actions = Actions(self, self._dispatcher, self._pool)
+        self._refusals = Refusals()
 
     @property
     def backlog(self) -> Backlog:
@@ -122,7 +139,7 @@ class LiveSpool:
             await recording.start(self.ledger.run_ledger)
             async with trio.open_nursery() as dispatching:
                 await dispatching.start(self._dispatcher.run_dispatcher)
-                dispatching.start_soon(self._count_dead)
+                dispatching.start_soon(self._count_aside)
                 async with trio.open_nursery() as working:
                     await working.start(self._pool.serve_pool)
                     task_status.started()
@@ -157,11 +174,48 @@ class LiveSpool:
         while len(results) < len(tasks):
             await trio.lowlevel.checkpoint()
             results += await self._dispatcher.enqueue(tasks[len(results) : len(results) + ENQUEUE_AT_ONCE])
+        if results and isinstance(results[-1], SpoolUnavailable):
+            self._refusals.refused(str(results[-1]), time.time())
+        elif results:
+            self._refusals.kept()
         return results
+
+    async def find_task(self, task_id: str) -> Found | None:
+        """A task, wherever it is, or None if this spool does not know it. Raises as `Actions.find`."""
+        return await self._actions.find(task_id)
+
+    async def act(self, task_id: str, action: Action, by: str, at: float | None = None) -> TaskSummary | None:
+        """Do something to a task; see `Actions.act`."""
+        return await self._actions.act(task_id, action, by, at)
 
     async def scan_now(self) -> None:
         """Look through the spool, and return when that is done."""
         await self._scanner.scan_now()
+
+    def change(self, change: SpoolChange) -> None:
+        """Change settings, all that are given or none.
+
+        Raises:
+            TaskRefused: A value is out of its range.
+        """
+        frequency, processes = change.frequency, change.processes
+        if frequency is not None and not (math.isfinite(frequency) and frequency >= SHORTEST_FREQUENCY):
+            raise TaskRefused(f"frequency={frequency!r}: {SHORTEST_FREQUENCY} seconds or more are expected")
+        if processes is not None and self._settings.external:
+            raise TaskRefused(f"processes={processes!r}: the spool is external, others run its tasks")
+        if processes is not None and not 1 <= processes <= MAX_PROCESSES:
+            raise TaskRefused(f"processes={processes!r}: a number from 1 to {MAX_PROCESSES} is expected")
+        if frequency is not None:
+            self.set_frequency(frequency)
+        if processes is not None:
+            _log.info("processes_changed", spool=self.name, before=self._pool.statistics().processes, after=processes)
+            self._pool.resize(processes)
+        if change.paused is not None:
+            (self.pause if change.paused else self.resume)()
+
+    def restart_worker(self, pid: int, *, kill: bool = False) -> bool:
+        """Replace a worker process; see `Pool.restart`."""
+        return self._pool.restart(pid, kill=kill)
 
     def set_frequency(self, seconds: float) -> None:
         """Scan and retry every `seconds` from now on."""
@@ -194,25 +248,32 @@ class LiveSpool:
             scheduled=backlog.scheduled,
             running=len(backlog.running),
             retrying=backlog.retrying,
-            dead=self._dead + self._dispatcher.counts["dead"] - self._dead_counted,
+            dead=self.store.dead_count,
             oldest_ready_at=backlog.oldest_ready_at(),
             finished={code: count for code, count in self._dispatcher.counts.items() if code != "dead"},
             workers=pool.workers,
             problem=self._problem(pool.problem),
+            held=self.store.held_count,
+            configured={
+                "frequency": self._settings.frequency,
+                "processes": self._settings.processes,
+                "paused": False,
+            },
+            scanned=self._dispatcher.scanned,
+            refusing=self._refusals.reason(time.time()),
         )
 
     def _problem(self, workers: str | None) -> str | None:
         problems = [self.store.problem, self._scanner.problem, workers and f"handlers do not import: {workers}"]
         return "; ".join(problem for problem in problems if problem) or None
 
-    async def _count_dead(self) -> None:
+    async def _count_aside(self) -> None:
         while True:
-            counted = self._dispatcher.counts["dead"]
             # While they cannot be counted, as many as before are told; the scan says what is the matter.
             with contextlib.suppress(SpoolUnavailable):
-                self._dead = len(await self.store.dead())
-                self._dead_counted = counted
-            await trio.sleep(COUNT_DEAD_SECONDS)
+                await self.store.dead()
+                await self.store.held()
+            await trio.sleep(COUNT_SECONDS)
 
 
 def _uwsgi_options(settings: SpoolSettings) -> dict[str, bytes | bool]:
