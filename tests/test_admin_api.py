@@ -5,17 +5,33 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin
 
 import pytest
 import structlog.testing
 import trio
 
+from tests.api_support import (
+    AUTHORIZED,
+    OPERATOR,
+    PRODUCER,
+    TASKS,
+    TOKEN,
+    VIEWER,
+    client_of,
+    get,
+    patch,
+    post,
+    post_json,
+    problem,
+)
 from tests.fake_control import FakeControl
-from trispool.admin import Accounts, AdminSettings, Role, allowed_hosts, create_app
+from trispool.admin import allowed_hosts
 from trispool.admin.enqueue import pairs_of, parse_at, parse_lines
 from trispool.control import Attempt, Health, Page, TaskSummary, WorkerStatus
 from trispool.errors import SpoolUnavailable, TaskRefused
+from trispool.operating import SpoolChange, TaskFilter, TaskQuery
 from trispool.packet import decode_vars
 from trispool.task import MAX_VALUE, TaskState
 
@@ -25,11 +41,6 @@ if TYPE_CHECKING:
 
     from trispool.task import NewTask
 
-TOKEN = "operator-token-0123456789"
-VIEWER = "viewer-token-0123456789"
-PRODUCER = "producer-token-0123456789"
-AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}
-TASKS = "/api/v1/spools/default/tasks"
 CRLF = b"\r\n"
 
 
@@ -41,43 +52,6 @@ def control() -> FakeControl:
 @pytest.fixture
 def client(control: FakeControl) -> QuartClient:
     return client_of(control)
-
-
-def client_of(control: FakeControl, **settings: Any) -> QuartClient:
-    accounts = Accounts.of({TOKEN: Role.OPERATE, VIEWER: Role.VIEW, PRODUCER: Role.ENQUEUE})
-    return cast("QuartClient", create_app(control, accounts=accounts, settings=AdminSettings(**settings)).test_client())
-
-
-async def post(
-    client: QuartClient, body: bytes | str, content_type: str | None, path: str = TASKS, **headers: str
-) -> Response:
-    types = {"Content-Type": content_type} if content_type else {}
-    extra = {name.replace("_", "-"): value for name, value in headers.items()}
-    return await client.post(path, data=body, headers=AUTHORIZED | types | extra)
-
-
-async def post_json(client: QuartClient, document: object) -> Response:
-    return await post(client, json.dumps(document), "application/json")
-
-
-async def get(client: QuartClient, path: str) -> Response:
-    return await client.get(path, headers=AUTHORIZED)
-
-
-async def patch(client: QuartClient, document: object, path: str = "/api/v1/spools/default") -> Response:
-    headers = AUTHORIZED | {"Content-Type": "application/json"}
-    return await client.patch(path, data=json.dumps(document), headers=headers)
-
-
-async def problem(response: Response, status: int) -> dict[str, Any]:
-    """The problem document that `response` has to be."""
-    document: dict[str, Any] = json.loads(await response.get_data(as_text=True))
-    assert (response.status_code, document["status"]) == (status, status), document
-    assert response.content_type == "application/problem+json"
-    assert document["type"] == "about:blank"
-    assert document["title"]
-    assert document["detail"]
-    return document
 
 
 def vars_of(task: NewTask) -> dict[bytes, bytes]:
@@ -112,7 +86,8 @@ async def test_json_task_is_kept_and_answered_with_its_address(client: QuartClie
     response = await post_json(client, document)
     assert response.status_code == 201
     assert await response.get_json() == {"id": "task-0", "spool": "default", "at": 1900000000.5}
-    assert response.headers["Location"] == "/api/v1/tasks/task-0"
+    assert urljoin(TASKS, response.headers["Location"]) == "/api/v1/tasks/task-0"
+    assert urljoin(f"/behind/a/proxy{TASKS}", response.headers["Location"]) == "/behind/a/proxy/api/v1/tasks/task-0"
     [([task], spool)] = control.batches
     assert spool == "default"
     assert (task.at, task.priority, task.body) == (1900000000.5, 7, b"\x00\xff body")
@@ -199,7 +174,7 @@ async def test_task_that_asks_for_another_spool_is_refused(client: QuartClient, 
 
 async def test_id_is_quoted_in_the_location(client: QuartClient, control: FakeControl) -> None:
     control.id_format = "a b;ü?{}"
-    location = (await post(client, b"", None)).headers["Location"]
+    location = urljoin(TASKS, (await post(client, b"", None)).headers["Location"])
     assert location == "/api/v1/tasks/a%20b%3B%C3%BC%3F0"
     control.add_detail("a b;ü?0", {}, b"")
     assert (await (await get(client, location)).get_json())["id"] == "a b;ü?0"
@@ -218,8 +193,8 @@ async def test_id_is_quoted_in_the_location(client: QuartClient, control: FakeCo
         ({"vars": {"a": {"base64": "A-_="}}}, "vars.a.base64"),
         ({"vars": []}, "vars"),
         ({"vars": {"": "x"}}, "key"),
-        ({"var": {}}, "`var`"),
-        ({"vars": {}, "spool": "mail"}, "`spool`"),
+        ({"var": {}}, "var={}: unknown member"),
+        ({"vars": {}, "spool": "mail"}, "spool=mail: unknown member"),
         ({"body": "not base64!"}, "body"),
         ({"body": None}, "body"),
         ({"at": True}, "at"),
@@ -506,10 +481,12 @@ async def test_tasks_are_listed_as_asked(client: QuartClient, control: FakeContr
         last_error="exit 3",
         run_seconds=0.5,
         progress=(0.5, "half way"),
+        handler="encode",
     )
     control.page = Page([summary], "next")
     response = await get(client, "/api/v1/tasks?spool=default&state=running&q=a%20b&order=desc&limit=7&cursor=c%26")
-    assert control.calls == [("tasks", "default", TaskState.RUNNING, "a b", "desc", 7, "c&")]
+    wanted = TaskFilter("default", TaskState.RUNNING, q="a b")
+    assert control.calls == [("tasks", TaskQuery(wanted, order="desc", limit=7, cursor="c&"))]
     assert await response.get_json() == {
         "tasks": [
             {
@@ -524,25 +501,24 @@ async def test_tasks_are_listed_as_asked(client: QuartClient, control: FakeContr
                 "finished_at": None,
                 "run_seconds": 0.5,
                 "progress": {"fraction": 0.5, "text": "half way"},
+                "handler": "encode",
             }
         ],
         "cursor": "next",
     }
 
 
-async def test_list_is_short_unless_asked_and_never_endless(client: QuartClient, control: FakeControl) -> None:
+async def test_list_is_short_unless_asked(client: QuartClient, control: FakeControl) -> None:
     await get(client, "/api/v1/tasks")
-    await get(client, "/api/v1/tasks?limit=501")
-    assert control.calls == [
-        ("tasks", None, None, None, "asc", 50, None),
-        ("tasks", None, None, None, "asc", 500, None),
-    ]
+    await get(client, "/api/v1/tasks?limit=500")
+    assert control.calls == [("tasks", TaskQuery()), ("tasks", TaskQuery(limit=500))]
 
 
 @pytest.mark.parametrize(
     "query",
     [
         "limit=0",
+        "limit=501",
         "limit=-1",
         "limit=x",
         "limit=",
@@ -639,10 +615,14 @@ async def test_spools_are_shown_with_their_workers(client: QuartClient, control:
         "scheduled": 0,
         "running": 0,
         "retrying": 0,
+        "held": 0,
         "dead": 0,
         "oldest_ready_at": None,
         "finished": {"ok": 9},
         "problem": None,
+        "configured": {},
+        "scanned": True,
+        "refusing": None,
         "workers": [
             {
                 "pid": 4711,
@@ -681,7 +661,13 @@ async def test_patch_changes_what_it_names(client: QuartClient, control: FakeCon
     assert (document["name"], document["frequency"], document["paused"]) == ("default", 5, True)
     document = await (await patch(client, {"paused": False})).get_json()
     assert (document["frequency"], document["paused"]) == (5, False)
-    assert control.calls == [("set_frequency", "default", 5), ("pause", "default"), ("resume", "default")]
+    document = await (await patch(client, {"processes": 3})).get_json()
+    assert (document["frequency"], document["processes"]) == (5, 3)
+    assert control.calls == [
+        ("change_spool", "default", SpoolChange(5, True), OPERATOR),
+        ("change_spool", "default", SpoolChange(paused=False), OPERATOR),
+        ("change_spool", "default", SpoolChange(processes=3), OPERATOR),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -693,7 +679,9 @@ async def test_patch_changes_what_it_names(client: QuartClient, control: FakeCon
         ({"frequency": None}, ["/frequency"]),
         ({"frequency": -1}, ["/frequency"]),
         ({"paused": "yes"}, ["/paused"]),
-        ({"paused": True, "processes": 4}, ["/processes"]),
+        ({"paused": True, "processes": 0}, ["/processes"]),
+        ({"processes": 1.5}, ["/processes"]),
+        ({"processes": 10**400}, ["/processes"]),
     ],
 )
 async def test_patch_applies_nothing_when_a_member_is_bad(
@@ -704,9 +692,11 @@ async def test_patch_applies_nothing_when_a_member_is_bad(
     assert control.calls == []
 
 
-async def test_patch_applies_nothing_when_the_service_refuses(client: QuartClient, control: FakeControl) -> None:
-    await problem(await patch(client, {"paused": True, "frequency": 0.001}), 400)
-    assert control.calls == [("set_frequency", "default", 0.001)]
+async def test_patch_that_the_service_refuses_is_answered_with_its_reason(
+    client: QuartClient, control: FakeControl
+) -> None:
+    control.refusal = TaskRefused("processes: an external spool has none")
+    assert "external" in (await problem(await patch(client, {"processes": 3}), 400))["detail"]
 
 
 async def test_patch_of_something_else_is_refused(client: QuartClient, control: FakeControl) -> None:
@@ -715,14 +705,14 @@ async def test_patch_of_something_else_is_refused(client: QuartClient, control: 
     response = await client.patch("/api/v1/spools/default", data=b"paused=1", headers=AUTHORIZED)
     await problem(response, 415)
     assert response.headers["Accept-Patch"] == "application/json"
-    assert control.calls == []
+    assert [call[:2] for call in control.calls] == [("change_spool", "nope")]
 
 
 async def test_scan_is_passed_on(client: QuartClient, control: FakeControl) -> None:
     response = await post(client, b"", None, "/api/v1/spools/mail/scan")
     assert response.status_code == 200
     assert (await response.get_json())["name"] == "mail"
-    assert control.calls == [("scan", "mail")]
+    assert control.calls == [("scan", "mail", OPERATOR)]
     await problem(await post(client, b"", None, "/api/v1/spools/nope/scan"), 404)
 
 

@@ -28,6 +28,7 @@ from trispool.cli import display, main
 from trispool.cli.client import Service
 from trispool.control import Attempt, Health, Page, TaskSummary, WorkerStatus
 from trispool.errors import ConfigError, SpoolUnavailable
+from trispool.operating import TaskFilter, TaskQuery
 from trispool.packet import decode_vars, new_task
 from trispool.spooldir import SpoolDirectory
 from trispool.task import TaskState
@@ -457,16 +458,17 @@ def test_list_shows_a_line_for_each_task(api: Api) -> None:
 
 def test_list_asks_for_what_was_asked(api: Api) -> None:
     good("list", "-s", "mail", "--state", "dead", "-q", "a&b c", "--order", "desc", "--limit", "7")
-    assert api.control.calls == [("tasks", "mail", TaskState.DEAD, "a&b c", "desc", 7, None)]
+    wanted = TaskFilter("mail", TaskState.DEAD, q="a&b c")
+    assert api.control.calls == [("tasks", TaskQuery(wanted, order="desc", limit=7))]
 
 
 def test_list_goes_on_until_it_has_enough(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     pages = {None: Page([a_task(0), a_task(1)], "one"), "one": Page([a_task(2)], "two"), "two": Page([a_task(3)], None)}
     asked: list[tuple[int, str | None]] = []
 
-    async def tasks(*, limit: int, cursor: str | None, **others: object) -> Page:
-        asked.append((limit, cursor))
-        return pages[cursor]
+    async def tasks(query: TaskQuery) -> Page:
+        asked.append((query.limit, query.cursor))
+        return pages[query.cursor]
 
     monkeypatch.setattr(api.control, "tasks", tasks)
     answer = json.loads(good("list", "--json"))
