@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 import structlog
+from click.testing import CliRunner
 
 from trispool import logs
+from trispool.cli import main
 from trispool.printable import printable
 
 if TYPE_CHECKING:
@@ -65,14 +67,14 @@ def test_lines_are_text_on_a_terminal() -> None:
     assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3}  warning  lost  spool=default  pid=7\n", plain)
 
 
-def test_the_style_can_be_asked_for() -> None:
+def test_the_format_can_be_asked_for() -> None:
     stream = io.StringIO()
-    logs.configure(stream, style="text")
+    logs.configure(stream, format="console")
     structlog.get_logger().info("event", a=1)
     assert "\33" not in stream.getvalue()
     assert stream.getvalue().endswith("info     event  a=1\n")
     stream = Terminal()
-    logs.configure(stream, style="json")
+    logs.configure(stream, format="json")
     structlog.get_logger().info("event", a=1)
     assert json.loads(stream.getvalue())["a"] == 1
 
@@ -85,10 +87,10 @@ def test_what_is_less_urgent_than_the_level_is_left_out() -> None:
     assert [json.loads(line)["event"] for line in stream.getvalue().splitlines()] == ["loud"]
 
 
-@pytest.mark.parametrize("style", ["text", "json"])
-def test_a_traceback_is_shown_without_the_values_of_variables(style: str) -> None:
+@pytest.mark.parametrize("format", ["console", "json"])
+def test_a_traceback_is_shown_without_the_values_of_variables(format: logs.LogFormat) -> None:
     stream = io.StringIO()
-    logs.configure(stream, style=style)  # type: ignore[arg-type] # one of the two
+    logs.configure(stream, format=format)
     try:
         fail()
     except ValueError as error:
@@ -101,7 +103,7 @@ def test_a_traceback_is_shown_without_the_values_of_variables(style: str) -> Non
 
 def test_several_lines_of_a_value_are_indented_below_the_event() -> None:
     stream = io.StringIO()
-    logs.configure(stream, style="text")
+    logs.configure(stream, format="console")
     structlog.get_logger().info("event", text="one\ntwo", a=1)
     assert stream.getvalue().splitlines()[1:] == ["    text:", "    one", "    two"]
     assert "a=1" in stream.getvalue().splitlines()[0]
@@ -121,6 +123,18 @@ def test_a_name_that_is_not_utf_8_is_no_reason_not_to_log() -> None:
     logs.configure(stream)
     structlog.get_logger().info("event", name="\udcff")
     assert json.loads(stream.getvalue())["name"] == "\udcff"
+
+
+def test_an_event_is_one_line_of_json_whatever_is_in_it() -> None:
+    stream = io.StringIO()
+    logs.configure(stream)
+    try:
+        fail()
+    except ValueError:
+        structlog.get_logger().exception("attempt_ended_badly", task="t1", error="one\ntwo\r\u2028three")
+    [line] = stream.getvalue().split("\n")[:-1]
+    document = json.loads(line)
+    assert (document["task"], document["error"]) == ("t1", "one\ntwo\r\u2028three")
 
 
 def test_what_libraries_say_is_among_the_lines() -> None:
@@ -153,3 +167,28 @@ def test_a_log_that_nobody_takes_stops_nothing() -> None:
 )
 def test_control_characters_are_written_out(text: str, shown: str) -> None:
     assert printable(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "expected"),
+    [
+        ([], {}, ("info", "auto")),
+        ([], {"TRISPOOL_LOG_FORMAT": "json", "TRISPOOL_LOG_LEVEL": "debug"}, ("debug", "json")),
+        (["--log-format", "console"], {"TRISPOOL_LOG_FORMAT": "json"}, ("info", "console")),
+    ],
+)
+def test_run_takes_the_format_from_the_command_line_or_the_environment(
+    arguments: list[str], environ: dict[str, str], expected: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configured: list[tuple[str, str]] = []
+    monkeypatch.setattr(logs, "configure", lambda *, level, format: configured.append((level, format)))
+    monkeypatch.setattr("trispool.service.run", lambda config: 0)
+    result = CliRunner().invoke(main, ["run", "--spool", "spool", *arguments], env=environ)
+    assert result.exit_code == 0, result.output
+    assert configured == [expected]
+
+
+def test_run_refuses_a_format_that_it_does_not_know() -> None:
+    result = CliRunner().invoke(main, ["run", "--spool", "spool"], env={"TRISPOOL_LOG_FORMAT": "xml"})
+    assert result.exit_code == 2
+    assert "'xml' is not one of" in result.output

@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from tests.fakes import MemoryStore
+from trispool.histogram import Histogram
 from trispool.packet import new_task
 from trispool.scanner import RETRY_SECONDS, WATCH_SECONDS, Scanner
 
@@ -244,3 +245,19 @@ async def test_scan_now_returns_when_the_scanner_ends(autojump_clock: MockClock)
                 await trio.sleep(1)
             await scanner.scan_now()
         assert trio.current_time() == 16
+
+
+async def test_it_tells_how_long_scans_took_and_whether_one_was_made(autojump_clock: MockClock) -> None:
+    store = SlowStore()
+    store.seconds = 2.0
+    store.unavailable = "unmounted"
+    times = Histogram()
+    scanner = Scanner(store, Notes(), FREQUENCY, times)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(scanner.run_scanner)
+        assert (scanner.scanned, times.count) == (False, 0)
+        store.unavailable = None
+        await scanner.scan_now()
+        assert (scanner.scanned, times.count) == (True, 1)
+        assert 2.0 <= times.sum < 2.1
+        nursery.cancel_scope.cancel()

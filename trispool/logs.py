@@ -14,7 +14,7 @@ import logging
 import sys
 import time
 import traceback
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import msgspec
 import structlog
@@ -27,9 +27,11 @@ if TYPE_CHECKING:
 
     from structlog.typing import EventDict, ExcInfo, WrappedLogger
 
-__all__ = ["LEVELS", "configure"]
+__all__ = ["LEVELS", "LogFormat", "configure"]
 
 LEVELS: Final = ("debug", "info", "warning", "error")
+
+LogFormat: TypeAlias = Literal["auto", "console", "json"]
 
 _COLOURS: Final = {
     "debug": "\33[2m",
@@ -43,20 +45,19 @@ _BOLD: Final = "\33[1m"
 _PLAIN: Final = "\33[0m"
 
 
-def configure(
-    stream: TextIO | None = None, *, level: str = "info", style: Literal["auto", "text", "json"] = "auto"
-) -> None:
+def configure(stream: TextIO | None = None, *, level: str = "info", format: LogFormat = "auto") -> None:
     """Set up the log of this process.
 
     Args:
         stream: Where it goes; None: stderr.
         level: One of `LEVELS`; what is less urgent is left out.
-        style: `text` for people, `json` for machines; `auto`: by whether it goes to a terminal.
+        format: `console` for people, `json` for machines; `auto`: by whether it goes to a terminal.
     """
     stream = stream or sys.stderr
     is_terminal = stream.isatty()
     number = logging.getLevelNamesMapping()[level.upper()]
-    renderer = _Text(colours=is_terminal) if style == "text" or (style == "auto" and is_terminal) else _json
+    for_people = format == "console" or (format == "auto" and is_terminal)
+    renderer = _Console(colours=is_terminal) if for_people else _json
     structlog.configure(
         processors=[structlog.stdlib.add_log_level, _add_time, _add_exception, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
@@ -120,7 +121,7 @@ def _json(logger: WrappedLogger, method: str, event: EventDict) -> str:
 _encode: Final = msgspec.json.Encoder(enc_hook=repr).encode
 
 
-class _Text:
+class _Console:
     """A line for people; what has several lines follows, indented."""
 
     def __init__(self, *, colours: bool) -> None:

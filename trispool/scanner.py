@@ -14,6 +14,7 @@ import structlog
 import trio
 
 from trispool.errors import SpoolUnavailable
+from trispool.histogram import Histogram
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,9 +60,14 @@ class Scanner:
         store: The spool's store.
         observer: Who is told.
         frequency: Seconds from the end of one scan to the next.
+        times: How long scans take is counted there.
+
+    Attributes:
+        problem: Why the last scan failed, or None.
+        scanned: Whether one has been made to its end.
     """
 
-    def __init__(self, store: SpoolStore, observer: Observer, frequency: float) -> None:
+    def __init__(self, store: SpoolStore, observer: Observer, frequency: float, times: Histogram | None = None) -> None:
         self._store = store
         self._observer = observer
         self._frequency = frequency
@@ -70,7 +76,9 @@ class Scanner:
         self._finished = trio.Event()
         self._again = False
         self._watching = trio.Event()
+        self._times = times or Histogram()
         self.problem: str | None = None
+        self.scanned = False
 
     @property
     def frequency(self) -> float:
@@ -129,6 +137,7 @@ class Scanner:
             finished.set()
 
     async def _scan_or_tell(self) -> None:
+        began = trio.current_time()
         self._observer.scan_begins()
         try:
             async with aclosing(self._store.scan()) as chunks:
@@ -143,6 +152,8 @@ class Scanner:
                 _log.info("scan_works_again")
             self.problem = None
             await self._observer.scan_ended()
+            self.scanned = True
+            self._times.observe(trio.current_time() - began)
 
     def _pause(self) -> float:
         return self._frequency if self.problem is None else min(self._frequency, RETRY_SECONDS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import click
 
@@ -32,16 +32,23 @@ _config_argument = click.argument("config", required=False, envvar="TRISPOOL_CON
 @click.option("--frequency", metavar="S", help="Time between two scans.")
 @click.option("--durability", type=click.Choice(["fsync", "os"]), help="What an acknowledged task survives.")
 @click.option(
-    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    envvar="TRISPOOL_LOG_LEVEL",
+    show_envvar=True,
 )
 @click.option(
-    "--log-style",
-    type=click.Choice(["auto", "text", "json"]),
+    "--log-format",
+    type=click.Choice(["auto", "console", "json"]),
     default="auto",
     show_default=True,
-    help="auto: text on a terminal, JSON elsewhere.",
+    envvar="TRISPOOL_LOG_FORMAT",
+    show_envvar=True,
+    help="auto: console on a terminal, JSON elsewhere.",
 )
-def run(config: str | None, log_level: str, log_style: str, **options: _Option) -> None:
+def run(config: str | None, log_level: str, log_format: str, **options: _Option) -> None:
     """Run everything that CONFIG (else config.toml) says, or a single spool as the options say.
 
     ADDR is 127.0.0.1:3031, [::1]:3031 or unix:PATH. Beside a file the options go before what the file says; those of a
@@ -49,7 +56,7 @@ def run(config: str | None, log_level: str, log_style: str, **options: _Option) 
     """
     from trispool import logs
 
-    logs.configure(level=log_level, style=cast("Literal['auto', 'text', 'json']", log_style))
+    logs.configure(level=log_level, format=cast("logs.LogFormat", log_format))
     settings = _settings(config, options)
     from trispool.service import run as run_service
 
