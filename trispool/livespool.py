@@ -16,6 +16,7 @@ from trispool.actions import Actions
 from trispool.control import SpoolStatus
 from trispool.dispatcher import Dispatcher, DispatcherSettings
 from trispool.errors import SpoolUnavailable, TaskRefused
+from trispool.figures import Figures
 from trispool.health import Refusals
 from trispool.ledger import Ledger
 from trispool.pool import Pool
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from trispool.operating import Action, SpoolChange
     from trispool.settings import SpoolSettings
     from trispool.task import Entry, NewTask, Retrying
-    from trispool.workforce import Watcher
 
 __all__ = ["LiveSpool", "open_spool"]
 
@@ -54,15 +54,12 @@ _log = structlog.get_logger()
 
 
 @asynccontextmanager
-async def open_spool(
-    settings: SpoolSettings, all_directories: Sequence[str], watcher: Watcher | None = None
-) -> AsyncIterator[LiveSpool]:
+async def open_spool(settings: SpoolSettings, all_directories: Sequence[str]) -> AsyncIterator[LiveSpool]:
     """One spool, open but not yet running.
 
     Args:
         settings: What the configuration says of it.
         all_directories: Those of all spools of the service, for `uwsgi.spoolers`.
-        watcher: Who is told what happens to its tasks.
 
     Raises:
         OSError: Its directory or its history cannot be opened.
@@ -70,7 +67,7 @@ async def open_spool(
     async with open_directory_store(settings.directory, fsync=settings.durability == "fsync") as store:
         ledger = Ledger(os.path.join(store.directory, ".trispool", "spool.db"), settings.keep_history)
         try:
-            yield LiveSpool(settings, store, ledger, await ledger.open(), all_directories, watcher)
+            yield LiveSpool(settings, store, ledger, await ledger.open(), all_directories)
         finally:
             await ledger.aclose()
 
@@ -82,6 +79,7 @@ class LiveSpool:
         name: Its name.
         store: Where its tasks are kept.
         ledger: Its history.
+        figures: What happens in it, counted.
     """
 
     def __init__(
@@ -91,11 +89,11 @@ class LiveSpool:
         ledger: Ledger,
         remembered: Mapping[str, Retrying],
         all_directories: Sequence[str],
-        watcher: Watcher | None = None,
     ) -> None:
         self.name = settings.name
         self.store = store
         self.ledger = ledger
+        self.figures = Figures(time.time)
         self._settings = settings
         self._dispatcher = Dispatcher(
             store,
@@ -103,9 +101,9 @@ class LiveSpool:
             DispatcherSettings(settings.name, settings.frequency, settings.policy),
             remembered=remembered,
             frequency_wanted=self.set_frequency,
-            watcher=watcher,
+            watcher=self.figures,
         )
-        self._scanner = Scanner(store, self._dispatcher, settings.frequency)
+        self._scanner = Scanner(store, self._dispatcher, settings.frequency, self.figures.scans)
         others = [directory for directory in all_directories if directory != store.directory]
         setup = Setup(
             spool=settings.name,
@@ -170,14 +168,20 @@ class LiveSpool:
         Of very many those that come first are kept also if the caller is cancelled while the others wait.
         """
         # In parts, so that other callers have their turn, and the time that the disk has is that for one part.
-        results = [*await self._dispatcher.enqueue(tasks[:ENQUEUE_AT_ONCE])]
+        results = [*await self._keep(tasks[:ENQUEUE_AT_ONCE])]
         while len(results) < len(tasks):
             await trio.lowlevel.checkpoint()
-            results += await self._dispatcher.enqueue(tasks[len(results) : len(results) + ENQUEUE_AT_ONCE])
+            results += await self._keep(tasks[len(results) : len(results) + ENQUEUE_AT_ONCE])
         if results and isinstance(results[-1], SpoolUnavailable):
             self._refusals.refused(str(results[-1]), time.time())
         elif results:
             self._refusals.kept()
+        return results
+
+    async def _keep(self, tasks: Sequence[NewTask]) -> Sequence[Entry | TrispoolError]:
+        began = trio.current_time()
+        results = await self._dispatcher.enqueue(tasks)
+        self.figures.commits.observe(trio.current_time() - began)
         return results
 
     async def find_task(self, task_id: str) -> Found | None:

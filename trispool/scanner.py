@@ -64,7 +64,6 @@ class Scanner:
 
     Attributes:
         problem: Why the last scan failed, or None.
-        scanned: Whether one has been made to its end.
     """
 
     def __init__(self, store: SpoolStore, observer: Observer, frequency: float, times: Histogram | None = None) -> None:
@@ -78,7 +77,6 @@ class Scanner:
         self._watching = trio.Event()
         self._times = times or Histogram()
         self.problem: str | None = None
-        self.scanned = False
 
     @property
     def frequency(self) -> float:
@@ -152,7 +150,6 @@ class Scanner:
                 _log.info("scan_works_again")
             self.problem = None
             await self._observer.scan_ended()
-            self.scanned = True
             self._times.observe(trio.current_time() - began)
 
     def _pause(self) -> float:
