@@ -20,7 +20,7 @@ PRODUCER = "producer-token-0123456789"
 AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}
 API = "/api/v1"
 TASKS = f"{API}/spools/default/tasks"
-OPERATOR = Actor("operator", "operate", "<local>")
+OPERATOR = Actor("operator", "operate", "unix")
 """Who `AUTHORIZED` is to the service."""
 
 

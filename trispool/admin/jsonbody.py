@@ -1,4 +1,4 @@
-"""JSON as a request's body has to be: UTF-8, no key twice, no NaN, not too deep. Pure."""
+"""JSON as a request's body has to be: UTF-8, no key twice or with lone surrogates, no NaN, not too deep. Pure."""
 
 from __future__ import annotations
 
@@ -38,9 +38,7 @@ def doubled(data: bytes) -> list[Fault]:
 def _decode(data: bytes) -> tuple[Any, list[Fault]]:
     try:
         document = _loads(data.decode())
-        return document, [
-            Fault("given twice", pointer=pointer(*path), expected="every key once") for path in _twice_in(document, ())
-        ]
+        return document, list(_bad_keys(document, ()))
     except UnicodeDecodeError as error:
         problem = f"the byte {error.start} is not UTF-8"
     except json.JSONDecodeError as error:
@@ -70,13 +68,24 @@ def _no_constant(name: str) -> None:
 _loads: Final = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=_no_constant).decode
 
 
-def _twice_in(value: object, path: tuple[object, ...]) -> Iterator[tuple[object, ...]]:
+def _bad_keys(value: object, path: tuple[object, ...]) -> Iterator[Fault]:
     if isinstance(value, dict):
         for key, member in value.items():
+            place = (*path, key)
             if member is _TWICE:
-                yield (*path, key)
+                yield Fault("given twice", pointer=pointer(*place), expected="every key once")
+            elif _has_surrogates(key):
+                yield Fault("lone surrogates have no UTF-8 form", pointer=pointer(*place))
             else:
-                yield from _twice_in(member, (*path, key))
+                yield from _bad_keys(member, place)
     elif isinstance(value, list):
         for index, member in enumerate(value):
-            yield from _twice_in(member, (*path, index))
+            yield from _bad_keys(member, (*path, index))
+
+
+def _has_surrogates(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
