@@ -18,7 +18,17 @@ from typing import Final
 from trispool.errors import MalformedPacket, MalformedSpoolFile
 from trispool.packet import SPOOLER_MODIFIER, decode_vars, encode_packet, fault_in_vars
 
-__all__ = ["PREFIX", "decode", "encode", "is_priority_name", "is_spool_name", "new_name", "order_of", "parts"]
+__all__ = [
+    "PREFIX",
+    "decode",
+    "encode",
+    "following_name",
+    "is_priority_name",
+    "is_spool_name",
+    "new_name",
+    "order_of",
+    "parts",
+]
 
 PREFIX: Final = "uwsgi_spoolfile_on_"
 """How the name of every spool file begins (`core/spooler.c`, `spooler_manage_task`)."""
@@ -93,6 +103,17 @@ def new_name(hostname: str, pid: int, counter: int, random: int, seconds: int, m
         microseconds: Of the time now, within the second.
     """
     return f"{PREFIX}{hostname}_{pid}_{counter}_{random}_{seconds}_{microseconds}"
+
+
+def following_name(name: str, number: int) -> str:
+    """A name that sorts behind `name`, the same but for its counter: to know many names by the first of them.
+
+    Args:
+        name: Made by `new_name`.
+        number: How many names later; 0 is the name itself.
+    """
+    start, counter, *rest = name.rsplit("_", 4)
+    return "_".join((start, str(int(counter) + number), *rest))
 
 
 def is_spool_name(name: str) -> bool:

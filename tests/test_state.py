@@ -1,0 +1,287 @@
+"""The file of a service's state, and the audit log in it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+import structlog.testing
+import trio
+
+from tests.test_once import full_disk
+from trispool import staterows
+from trispool.errors import ConfigError, SpoolUnavailable, TaskRefused
+from trispool.operating import Actor, AuditRow
+from trispool.state import KEEP_AUDIT_SECONDS, KEEP_KEYS_SECONDS, PRUNE_SECONDS, open_state
+from trispool.state.writer import StateWriter
+from trispool.statefile import StateFile
+from trispool.staterows import Reservation, prune_audit, reserve
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from trispool.state import State
+
+ALICE = Actor("alice", "operate", "10.0.0.1")
+BOB = Actor("bob", "enqueue", "unix")
+
+
+@asynccontextmanager
+async def opened(path: Path, now: float = 1_700_000_000.0) -> AsyncIterator[State]:
+    with trio.fail_after(30):
+        async with open_state(path, clock=lambda: now) as state:
+            yield state
+
+
+def content_of(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+async def targets(state: State, **wanted: str) -> list[str]:
+    return [row.target for row in (await state.audit.page(**wanted)).rows]
+
+
+# The audit log
+
+
+async def test_a_change_is_in_the_audit_log_when_it_has_been_noted(tmp_path: Path) -> None:
+    async with opened(tmp_path, now=1234.5) as state:
+        await state.audit.note(ALICE, "spool.change", "mail", before={"paused": False}, after={"paused": True})
+        await state.audit.note(BOB, "task.cancel", "task-\udcff", outcome="it is done already")
+    async with opened(tmp_path) as state:
+        page = await state.audit.page()
+        assert page.cursor is None
+        assert page.rows == [
+            AuditRow(
+                2, 1234.5, "bob", "enqueue", "unix", "task.cancel", "task-\\udcff", None, None, "it is done already"
+            ),
+            AuditRow(
+                1,
+                1234.5,
+                "alice",
+                "operate",
+                "10.0.0.1",
+                "spool.change",
+                "mail",
+                {"paused": False},
+                {"paused": True},
+                "ok",
+            ),
+        ]
+
+
+async def test_pages_leave_nothing_out_and_repeat_nothing_while_more_comes(tmp_path: Path) -> None:
+    async with opened(tmp_path) as state:
+        for number in range(7):
+            await state.audit.note(ALICE, "scan", str(number))
+        seen: list[str] = []
+        cursor = None
+        for _ in range(4):
+            page = await state.audit.page(limit=2, cursor=cursor)
+            seen += [row.target for row in page.rows]
+            await state.audit.note(BOB, "scan", "later")
+            cursor = page.cursor
+        assert cursor is None
+        assert seen == ["6", "5", "4", "3", "2", "1", "0"]
+
+
+async def test_the_log_can_be_searched(tmp_path: Path) -> None:
+    async with opened(tmp_path) as state:
+        await state.audit.note(ALICE, "task.hold", "1")
+        await state.audit.note(ALICE, "task.run", "2")
+        await state.audit.note(BOB, "task.run", "1")
+        assert await targets(state, actor="alice") == ["2", "1"]
+        assert await targets(state, action="task.run") == ["1", "2"]
+        assert await targets(state, target="1") == ["1", "1"]
+        assert await targets(state, target="1", actor="alice") == ["1"]
+        assert await targets(state, action="task.run", actor="bob") == ["1"]
+        assert await targets(state, actor="carol") == []
+
+
+async def test_a_page_looks_at_a_bounded_number_of_rows_and_leads_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staterows, "LOOKED_AT", 3)
+    async with opened(tmp_path) as state:
+        await state.audit.note(ALICE, "task.hold", "wanted")
+        for _ in range(6):
+            await state.audit.note(ALICE, "task.run", "other")
+        page = await state.audit.page(actor="alice", action="task.hold")
+        assert (page.rows, page.cursor is None) == ([], False)
+        page = await state.audit.page(actor="alice", action="task.hold", cursor=page.cursor)
+        assert (page.rows, page.cursor is None) == ([], False)
+        page = await state.audit.page(actor="alice", action="task.hold", cursor=page.cursor)
+        assert [row.target for row in page.rows] == ["wanted"]
+        assert page.cursor is None
+
+
+@pytest.mark.parametrize("cursor", ["", "x", "-1", "1.5", "9" * 30, "\u0661"])
+async def test_a_cursor_of_somebody_else_is_refused(tmp_path: Path, cursor: str) -> None:
+    async with opened(tmp_path) as state:
+        with pytest.raises(TaskRefused):
+            await state.audit.page(cursor=cursor)
+
+
+async def test_what_a_full_disk_does_not_take_is_said_and_written_later(tmp_path: Path) -> None:
+    async with opened(tmp_path) as state:
+        await state.audit.note(ALICE, "scan", "before")
+        with full_disk(), structlog.testing.capture_logs() as logs:
+            await state.audit.note(ALICE, "task.cancel", "1", before="ready", after="cancelled")
+            assert state.problem is not None
+        assert [log for log in logs if log["event"] == "audit_not_written"] == [
+            {
+                "event": "audit_not_written",
+                "log_level": "error",
+                "actor": "alice",
+                "address": "10.0.0.1",
+                "action": "task.cancel",
+                "target": "1",
+                "before": "ready",
+                "after": "cancelled",
+                "outcome": "ok",
+            }
+        ]
+        await state.audit.note(ALICE, "scan", "after")
+        assert state.problem is None
+        assert await targets(state) == ["after", "1", "before"]
+
+
+async def test_what_waits_at_the_end_is_written_still(tmp_path: Path) -> None:
+    async with opened(tmp_path) as state:
+        state._writer.tell(partial(staterows.add_audit, at=1.0, actor=ALICE, action="scan", target="late"))
+    async with opened(tmp_path) as state:
+        assert await targets(state) == ["late"]
+
+
+async def test_old_rows_and_too_many_are_deleted(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+    autojump_clock.autojump_threshold = 0.2  # SQLite works in a thread
+    async with opened(tmp_path, now=1e9) as state:
+        await state.audit.note(ALICE, "scan", "old")
+    now = [1e9 + 100]
+    with trio.fail_after(10 * PRUNE_SECONDS):
+        async with open_state(tmp_path, clock=lambda: now[0]) as state:
+            await state.audit.note(ALICE, "scan", "young")
+            new = Reservation(b"f", now[0], "x_1_1_1_1", 1, "default")
+            await state._writer.write(partial(reserve, owner="o", key="k", new=new, oldest=0.0))
+            now[0] = 1e9 + 50 + KEEP_AUDIT_SECONDS
+            await trio.sleep(PRUNE_SECONDS + 1)
+            assert await targets(state) == ["young"]
+            assert KEEP_KEYS_SECONDS < KEEP_AUDIT_SECONDS
+            (count,) = await state._writer.read(lambda c: c.execute("SELECT count(*) FROM once").fetchone())
+            assert count == 0
+
+
+def test_more_rows_than_may_be_are_deleted_the_oldest_first(tmp_path: Path) -> None:
+    file = StateFile(str(tmp_path / "state.db"))
+    file.open()
+    add = [partial(staterows.add_audit, at=1.0, actor=ALICE, action="scan", target=str(n)) for n in range(10)]
+    file.write(add)
+    assert file.write([partial(prune_audit, before=0.0, max_rows=4)]) == [False]
+    rows = file.read(lambda c: c.execute("SELECT target FROM audit ORDER BY seq").fetchall())
+    assert [target for (target,) in rows] == ["6", "7", "8", "9"]
+    file.close()
+
+
+# The file
+
+
+async def test_the_file_is_for_its_owner_only(tmp_path: Path) -> None:
+    async with opened(tmp_path / "var" / "lib") as state:
+        await state.audit.note(ALICE, "scan", "1")
+        for path in (tmp_path / "var" / "lib").iterdir():
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+    assert stat.S_IMODE((tmp_path / "var" / "lib").stat().st_mode) == 0o700
+
+
+async def test_a_damaged_file_is_set_aside_and_said(tmp_path: Path) -> None:
+    (tmp_path / "state.db").write_bytes(b"no database, but longer than a header of SQLite, so it is looked at" * 100)
+    with structlog.testing.capture_logs() as logs:
+        async with opened(tmp_path) as state:
+            await state.audit.note(ALICE, "scan", "1")
+            assert await targets(state) == ["1"]
+    (log,) = [log for log in logs if log["event"] == "state_damaged"]
+    assert content_of(log["set_aside"]).startswith(b"no database")
+
+
+async def test_a_file_that_was_deleted_is_begun_anew(tmp_path: Path) -> None:
+    async with opened(tmp_path) as state:
+        await state.audit.note(ALICE, "scan", "1")
+        for name in ("state.db", "state.db-wal", "state.db-shm"):
+            os.unlink(tmp_path / name)
+        with pytest.raises(SpoolUnavailable):
+            await state.audit.page()
+        await state.audit.note(ALICE, "scan", "2")
+        assert await targets(state) == ["2"]
+    async with opened(tmp_path) as state:
+        assert await targets(state) == ["2"]
+
+
+async def test_a_file_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
+    async with opened(tmp_path) as state:
+        await state._writer.write(lambda connection: connection.execute("PRAGMA user_version = 99"))
+    content = (tmp_path / "state.db").read_bytes()
+    with pytest.raises(ConfigError, match="later version"):
+        async with opened(tmp_path):
+            raise AssertionError
+    assert (tmp_path / "state.db").read_bytes() == content
+
+
+async def test_a_state_directory_that_is_none_is_a_fault_of_the_configuration(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="state_dir"):
+        async with opened(tmp_path / "file"):
+            raise AssertionError
+
+
+# The writer
+
+
+async def test_changes_that_wait_at_the_same_time_share_one_transaction(tmp_path: Path) -> None:
+    file = StateFile(str(tmp_path / "state.db"))
+    file.open()
+    transactions: list[int] = []
+    write = file.write
+
+    def counted(changes: object) -> object:
+        transactions.append(len(changes))  # type: ignore[arg-type]
+        return write(changes)  # type: ignore[arg-type]
+
+    file.write = counted  # type: ignore[method-assign,assignment]
+    writer = StateWriter(file)
+    results: list[int] = []
+
+    async def ask(number: int) -> None:
+        results.append(await writer.write(lambda connection: number))
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as outer:
+            await outer.start(writer.run_writer)
+            async with trio.open_nursery() as nursery:
+                for number in range(50):
+                    nursery.start_soon(ask, number)
+            outer.cancel_scope.cancel()
+    assert sorted(results) == list(range(50))
+    assert len(transactions) <= 2
+    file.close()
+
+
+async def test_one_change_that_fails_undoes_those_beside_it(tmp_path: Path) -> None:
+    file = StateFile(str(tmp_path / "state.db"))
+    file.open()
+
+    def fail(connection: sqlite3.Connection) -> None:
+        connection.execute("SELECT * FROM nothing")
+
+    add = partial(staterows.add_audit, at=1.0, actor=ALICE, action="scan", target="1")
+    with pytest.raises(OSError, match="nothing"):
+        file.write([add, fail])
+    file.write([add])
+    assert file.read(lambda c: c.execute("SELECT count(*) FROM audit").fetchone()) == (1,)
+    file.close()
