@@ -41,6 +41,8 @@ LAYERS: dict[str, list[list[str]]] = {
             "claimed",
             "privatefiles",
             "tokenfile",
+            "staterows",
+            "statefile",
             "spoolwriter",
             "spoolscan",
             "spoolshelves",
@@ -54,7 +56,7 @@ LAYERS: dict[str, list[list[str]]] = {
             "worker",
         ]
     ],
-    "2": [["store"], ["ledger"]],
+    "2": [["store"], ["ledger"], ["state"]],
     "3": [
         ["bind", "connection", "intake", "pollset", "listener"],
         ["scanner"],
