@@ -64,6 +64,7 @@ def test_every_key_reaches_its_setting() -> None:
         certfile = "tls/cert.pem"
         keyfile = "/tls/key.pem"
         allow_networks = ["10.0.0.0/8", "fd00::/8"]
+        hosts = ["Tasks.example.com", "2001:DB8::0", "srv_1"]
         max_body = "1MiB"
         [[listen]]
         bind = "unix:run/spool.sock"
@@ -100,7 +101,12 @@ def test_every_key_reaches_its_setting() -> None:
         state_dir="/etc/trispool/state",
         grace_seconds=60.0,
         http=HttpSettings(
-            "0.0.0.0:443", "/etc/trispool/tls/cert.pem", "/tls/key.pem", ("10.0.0.0/8", "fd00::/8"), 2**20
+            "0.0.0.0:443",
+            "/etc/trispool/tls/cert.pem",
+            "/tls/key.pem",
+            ("10.0.0.0/8", "fd00::/8"),
+            ("tasks.example.com", "2001:db8::", "srv_1"),
+            2**20,
         ),
         listen=(
             ListenSettings(
@@ -190,7 +196,7 @@ def test_the_commented_file_shows_every_key_with_its_default() -> None:
     assert shown[""].keys() == fields_of(Root).keys() - SECTIONS.keys()
     for name, model in SECTIONS.items():
         assert shown[name].keys() == fields_of(model).keys()
-    examples = {"certfile", "keyfile", "allow_networks", "database", "spool"}
+    examples = {"certfile", "keyfile", "allow_networks", "hosts", "database", "spool"}
     written = "\n".join(
         [
             *(f"{key} = {value}" for key, value in shown[""].items()),
@@ -259,11 +265,11 @@ def test_all_problems_are_said_at_once_with_key_value_and_expectation() -> None:
         ),
         (
             f"{SPOOL}[http]\nzzz = 1",
-            "http.zzz: unknown key; expected bind, certfile, keyfile, allow_networks, max_body",
+            "http.zzz: unknown key; expected bind, certfile, keyfile, allow_networks, hosts, max_body",
         ),
         (
             f"{SPOOL}[http]\n'a b' = 1",
-            'http."a b": unknown key; expected bind, certfile, keyfile, allow_networks, max_body',
+            'http."a b": unknown key; expected bind, certfile, keyfile, allow_networks, hosts, max_body',
         ),
         (
             spool(frequency="0"),
@@ -485,3 +491,10 @@ def test_any_data_give_a_configuration_or_problems(data: dict[str, object]) -> N
     except ConfigError as error:
         found = error.problems or [""]
     assert all(problem and "\n" not in problem for problem in found)
+
+
+@pytest.mark.parametrize("host", ["https://tasks.example.com", "a:80", "[::1]", "", "*", "a.", "-a", "a..b", "a" * 254])
+def test_a_host_is_a_name_or_an_address_without_port(host: str) -> None:
+    (problem,) = problems(f'{SPOOL}[http]\nhosts = ["{host}"]')
+    assert problem.startswith("http.hosts[0] = ")
+    assert "expected a list of host names without port" in problem

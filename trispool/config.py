@@ -275,6 +275,7 @@ def _http_settings(base: str, http: Http) -> HttpSettings:
         certfile=_resolve(base, http.certfile) if http.certfile else None,
         keyfile=_resolve(base, http.keyfile) if http.keyfile else None,
         allow_networks=tuple(http.allow_networks),
+        hosts=tuple(http.hosts),
         max_body=http.max_body,
     )
 

@@ -8,7 +8,7 @@ begins with "expected". Everything has a default, so that what must be there is 
 from __future__ import annotations
 
 import re
-from ipaddress import IPv4Address, IPv6Address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
@@ -27,6 +27,7 @@ _SPOOL: Final = SpoolSettings("default", "")
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _TCP: Final = re.compile(r"(\[[^\]]*\]|[^:\[\]/\s]*):([0-9]{1,5})")
 _DIGITS_AND_DOTS: Final = re.compile(r"[0-9.]+")
+_HOST: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*")
 
 
 def host_and_port(bind: str) -> tuple[str, int] | None:
@@ -87,6 +88,12 @@ def _read_network(network: str) -> str:
         raise
 
 
+def _read_host(host: str) -> str:
+    if _HOST.fullmatch(host) and len(host) <= 253:
+        return host.lower()
+    return str(ip_address(host))
+
+
 def _read_backoff(value: object) -> Backoff:
     if value == "frequency" or value == "exponential":
         return value
@@ -102,6 +109,7 @@ Path = Annotated[str, AfterValidator(_read_path)]
 Folder = Annotated[str, AfterValidator(_read_folder)]
 Name = Annotated[str, AfterValidator(_read_name)]
 Mode = Annotated[int, BeforeValidator(_read_mode)]
+Host = Annotated[str, AfterValidator(_read_host)]
 Network = Annotated[str, AfterValidator(_read_network)]
 Modifier = Annotated[int, Field(ge=0, le=255)]
 
@@ -125,6 +133,7 @@ class Http(Section):
     certfile: Path | None = Field(None, description="the path of a PEM file")
     keyfile: Path | None = Field(None, description="the path of a PEM file")
     allow_networks: list[Network] = Field([], description=_NETWORKS)
+    hosts: list[Host] = Field([], description='a list of host names without port, such as ["tasks.example.com"]')
     max_body: Size = Field(_HTTP.max_body, description=_A_SIZE)
 
 

@@ -48,6 +48,7 @@ class HttpSettings:
         certfile: PEM file of the server's certificate, which makes it HTTPS; None: plain HTTP.
         keyfile: PEM file of its key; None: it is in `certfile` too.
         allow_networks: Who may connect by TCP, as `10.0.0.0/8`; empty: everybody who can reach the socket.
+        hosts: Further names by which it is reached, such as that of a proxy; in lower case, without port.
         max_body: The largest request body, bytes.
     """
 
@@ -55,6 +56,7 @@ class HttpSettings:
     certfile: str | None = None
     keyfile: str | None = None
     allow_networks: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
     max_body: int = 64 * 1024 * 1024
 
 

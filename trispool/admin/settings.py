@@ -66,23 +66,28 @@ def host_of(authority: str) -> str:
     return (host if colon else authority).lower()
 
 
-def allowed_hosts(bind: str) -> frozenset[str] | None:
-    """The names by which a browser on this machine reaches `bind`, if only this machine can; else None.
+def allowed_hosts(bind: str, hosts: Collection[str] = ()) -> frozenset[str] | None:
+    """The names by which a browser may reach `bind`, or None for any.
+
+    They are known if only this machine can reach it, or if they are configured. The names of this machine itself are
+    always among them: the command line uses them.
 
     A page of `evil.example` may point that name at 127.0.0.1 and so talk to us as "the same origin" (DNS rebinding);
     its requests still say `Host: evil.example`. The port is not compared: it adds nothing against this, and an SSH
     tunnel has another one.
 
     Args:
-        bind: `127.0.0.1:8080`, `[::1]:8080`, `localhost:8080` or `unix:path` (no browser reaches that: None).
+        bind: `127.0.0.1:8080`, `[::1]:8080`, `localhost:8080` or `unix:path` (no browser reaches that by itself).
+        hosts: The names that are configured.
     """
-    if bind.startswith("unix:"):
+    own = "" if bind.startswith("unix:") else host_of(bind)
+    if not hosts and not _is_loopback(own):
         return None
-    host = host_of(bind)
-    if host != "localhost":
-        try:
-            if not ip_address(host).is_loopback:
-                return None
-        except ValueError:
-            return None
-    return frozenset({"localhost", "127.0.0.1", "::1", host})
+    return frozenset({"localhost", "127.0.0.1", "::1", own, *hosts} - {""})
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
