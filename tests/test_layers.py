@@ -31,7 +31,18 @@ LAYERS: dict[str, list[list[str]]] = {
     "0": [["errors", "task", "operating", "control", "printable", "quantities"]],
     "1a": [
         [
-            *("packet", "reader", "spoolfile", "schedule", "retry", "backlog", "kinds", "arguments", "packed"),
+            *(
+                "cursors",
+                "packet",
+                "reader",
+                "spoolfile",
+                "schedule",
+                "retry",
+                "backlog",
+                "kinds",
+                "arguments",
+                "packed",
+            ),
             *("settings", "configmodel", "configchecks", "config"),
             *("histogram", "tally", "figures", "stats", "health", "httpcounts"),
         ]
@@ -48,6 +59,7 @@ LAYERS: dict[str, list[list[str]]] = {
             "spoolshelves",
             "spooldir",
             "ledgerfile",
+            "ledgersearch",
             "producer",
             "handlers",
             "calling",
@@ -65,7 +77,21 @@ LAYERS: dict[str, list[list[str]]] = {
         ["employer", "hand", "pace", "workerlink", "workerproc", "pool"],
     ],
     "4": [["admin"]],
-    "5": [["actions", "bulkrun", "bulk", "listing", "metrics", "reports", "controller", "livespool", "service"]],
+    "5": [
+        [
+            "unfinished",
+            "actions",
+            "bulkrun",
+            "bulk",
+            "listing",
+            "metrics",
+            "reports",
+            "routing",
+            "controller",
+            "livespool",
+            "service",
+        ]
+    ],
     "6": [["logs", "cli"]],
 }
 ORDER = list(LAYERS)

@@ -184,6 +184,10 @@ class LiveSpool:
         self.figures.commits.observe(trio.current_time() - began)
         return results
 
+    async def known(self, ids: Sequence[str]) -> set[str]:
+        """Those of these ids of which there is or was a task. Raises as `find_task`."""
+        return {task_id for task_id in ids if await self.find_task(task_id) is not None}
+
     async def find_task(self, task_id: str) -> Found | None:
         """A task, wherever it is, or None if this spool does not know it. Raises as `Actions.find`."""
         return await self._actions.find(task_id)

@@ -128,7 +128,7 @@ def test_a_running_task_is_cancelled_and_not_run_again(
     if handler == "sleep":
         telling.next(event="sleep was cancelled")
     assert state_of(service, task) == "cancelled"
-    assert service.get("/spools/default")["running"] == 0
+    service.wait_until(lambda: service.get("/spools/default")["running"] == 0, "idle")
 
 
 def test_a_dead_task_is_retried_with_its_attempts_forgotten(make: Callable[..., Service], telling: Telling) -> None:
