@@ -55,6 +55,7 @@ class FakeControl:
         refusal: Raised by whatever changes something.
         bulk_state: Of the bulk actions that are started from now on.
         happening: The events so far; `events` waits for further ones. `tell` adds one.
+        heartbeat: Seconds after which `events` gives None.
         readers: How many `events` are open.
         notes: What `note` was told.
         rows: What `audit` answers.
@@ -76,6 +77,7 @@ class FakeControl:
         self.bulks: dict[str, BulkPage] = {}
         self.bulk_state = "finished"
         self.happening: list[Event] = []
+        self.heartbeat = 15.0
         self.readers = 0
         self.rows: list[AuditRow] = []
         self.notes: list[tuple[Actor, str, str, object, object, str]] = []
@@ -235,7 +237,7 @@ class FakeControl:
                     position += 1
                     yield self.happening[position - 1]
                 happened = self._happened
-                with trio.move_on_after(15) as waiting:
+                with trio.move_on_after(self.heartbeat) as waiting:
                     await happened.wait()
                 if waiting.cancelled_caught:
                     yield None
