@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 
 import trio
 
@@ -168,6 +168,10 @@ class MemoryStore:
             task.priority,
             enqueued_at=entry.order[0] / 1e6,
         )
+
+    async def vars_of(self, refs: Sequence[str]) -> Sequence[Mapping[bytes, bytes] | None]:
+        found = [await self.get(ref, body_limit=0) for ref in refs]
+        return [task and task.vars for task in found]
 
     def _place_of(self, ref: str) -> dict[str, tuple[Entry, NewTask]]:
         return {"held": self.on_hold, "dead": self.aside}.get(ref.partition("/")[0], self.tasks)

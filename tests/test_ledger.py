@@ -18,12 +18,15 @@ from trispool.control import Attempt
 from trispool.errors import SpoolUnavailable
 from trispool.ledger import Ledger
 from trispool.ledgerfile import LedgerFile
+from trispool.operating import TaskFilter
 from trispool.packet import encode_vars
 from trispool.task import AttemptRow, Retrying, TaskState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
+
+    from trispool.ledgersearch import History
 
 PATIENCE = 20.0
 NOW = 1_700_000_000.0
@@ -91,9 +94,9 @@ def remembered(path: Path) -> list[Any]:
         return connection.execute("SELECT * FROM retrying ORDER BY task").fetchall()
 
 
-async def names(ledger: Ledger, **options: Any) -> list[str]:
-    options = {"q": None, "ascending": True, "limit": 100, "after": None} | options
-    return [summary.id for _, summary in await ledger.finished(**options)]
+async def names(ledger: Ledger, limit: int = 100) -> list[str]:
+    found = await ledger.search(TaskFilter(), descending=False, limit=limit)
+    return [task.id for _, task in found.found]
 
 
 class Writes:
@@ -584,6 +587,12 @@ async def test_pruning_that_fails_is_tried_again(error: Exception, path: Path, m
 # Questions
 
 
+async def known(ledger: Ledger, task: str, limit: int = 100) -> History:
+    found = await ledger.history(task, limit)
+    assert found is not None
+    return found
+
+
 async def test_the_attempts_of_a_task_are_told_in_order(path: Path) -> None:
     async with opened(path) as ledger:
         for number in range(1, 6):
@@ -592,28 +601,35 @@ async def test_the_attempts_of_a_task_are_told_in_order(path: Path) -> None:
             # Enqueued in the same microsecond by another process.
             other = spoolfile.new_name("my_host", 4712, 1, 1, int(NOW), 1)
             ledger.record(row(task=other, number=99))
-        assert [attempt.number for attempt in await ledger.attempts(task_id(1))] == [1, 2, 3, 4, 5]
-        assert [attempt.number for attempt in await ledger.attempts(task_id(1), limit=2)] == [4, 5]
-        assert (await ledger.attempts(task_id(1)))[0] == Attempt(
-            1, "retry", NOW + 1, 0.25, 1.5, 77, "encode", None, None
-        )
-        assert await ledger.attempts(task_id(9)) == []
+        attempts = (await known(ledger, task_id(1))).attempts
+        assert [attempt.number for attempt in attempts] == [1, 2, 3, 4, 5]
+        assert [attempt.number for attempt in (await known(ledger, task_id(1), 2)).attempts] == [4, 5]
+        assert attempts[0] == Attempt(1, "retry", NOW + 1, 0.25, 1.5, 77, "encode", None, None)
+        assert await ledger.history(task_id(9)) is None
 
 
 async def test_a_task_is_told_as_its_last_attempt_left_it(path: Path) -> None:
     async with opened(path) as ledger:
         ledger.record(row(1, number=1, outcome="failed", state=None, error="no"))
         ledger.record(row(1, number=2, outcome="failed", state="dead", error="no, again", priority=4))
+        ledger.record(row(1, number=2, outcome="rescheduled", state=None, error="by alice"))
         ledger.record(row(2, outcome="retry", state=None))
-        last = await ledger.last(task_id(1))
-        assert last is not None
+        last = (await known(ledger, task_id(1))).last
         assert (last.id, last.state, last.attempts, last.last_error) == (task_id(1), TaskState.DEAD, 2, "no, again")
         assert (last.at, last.priority, last.enqueued_at) == (NOW, 4, NOW + 1e-6)
-        assert (last.finished_at, last.run_seconds) == (NOW + 1 + 1.5, 1.5)
-        waiting = await ledger.last(task_id(2))
-        assert waiting is not None
+        assert (last.finished_at, last.run_seconds, last.handler) == (NOW + 1 + 1.5, 1.5, "encode")
+        waiting = (await known(ledger, task_id(2))).last
         assert (waiting.state, waiting.finished_at) == (TaskState.READY, None)
-        assert await ledger.last(task_id(9)) is None
+        asked = [(task_id(number), NOW + number / 1e6) for number in (1, 2, 9)]
+        assert await ledger.last_runs(asked) == {task_id(1): last, task_id(2): waiting}
+        assert await ledger.last_runs([]) == {}
+
+
+async def test_a_task_that_only_an_operator_has_touched_has_not_run(path: Path) -> None:
+    async with opened(path) as ledger:
+        ledger.record(row(1, number=0, outcome="held", state=None, error="by alice"))
+        assert await ledger.last_runs([(task_id(1), NOW + 1e-6)]) == {}
+        assert [attempt.outcome for attempt in (await known(ledger, task_id(1))).attempts] == ["held"]
 
 
 async def test_the_vars_of_a_task_are_told_as_far_as_they_are_known(path: Path) -> None:
@@ -622,72 +638,29 @@ async def test_the_vars_of_a_task_are_told_as_far_as_they_are_known(path: Path) 
         ledger.record(row(1, number=2, vars=VARS))
         ledger.record(row(1, number=2, outcome="held", state=None))
         ledger.record(row(2))
-        assert await ledger.vars_of(task_id(1)) == {b"handler": b"encode", b"path": b"\xff.mov"}
-        assert await ledger.vars_of(task_id(2)) is None
-        assert await ledger.vars_of(task_id(3)) is None
+        ledger.record(row(3, vars=b"\xff"))
+        assert (await known(ledger, task_id(1))).vars == {b"handler": b"encode", b"path": b"\xff.mov"}
+        assert (await known(ledger, task_id(2))).vars is None
+        assert (await known(ledger, task_id(3))).vars is None
 
 
 @pytest.mark.parametrize("name", ["uwsgi_spoolfile_on_by_hand", "x" * 200, "", "é"])
-async def test_a_task_whose_id_does_not_tell_its_time_is_found_too(name: str, path: Path) -> None:
+async def test_a_task_whose_id_does_not_tell_its_time_is_found_too(
+    name: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_module, "SEARCH_ROWS", 3)
     async with opened(path) as ledger:
-        ledger.record(row(1))
-        ledger.record(row(task=name, enqueued_at=NOW + 3))
-        assert len(await ledger.attempts(name)) == 1
-        last = await ledger.last(name)
-        assert last is not None
-        assert last.id == name
-
-
-async def test_a_task_is_found_by_an_index(path: Path) -> None:
-    async with opened(path) as ledger:
-        ledger.record(row(1))
+        for number in range(20):
+            ledger.record(row(number))
+            if number % 7 == 3:
+                ledger.record(row(task=name, enqueued_at=NOW + 3, number=number))
         await names(ledger)
-        with closing(sqlite3.connect(path)) as connection:
-            plan = connection.execute(
-                "EXPLAIN QUERY PLAN SELECT seq FROM attempts"
-                f" WHERE {ledger_module._of_task(task_id(1))[0]} ORDER BY seq DESC LIMIT 1",
-                ledger_module._of_task(task_id(1))[1],
-            ).fetchall()
-        assert "USING INDEX attempts_enqueued_at" in str(plan)
-        assert "TEMP B-TREE" not in str(plan)
-
-
-async def test_finished_tasks_are_told_page_by_page(path: Path) -> None:
-    async with opened(path) as ledger:
-        for number in range(10):
-            state = ["done", None, "dead", "done"][number % 4]
-            ledger.record(row(number, state=state))
-        done = [task_id(number) for number in (0, 3, 4, 7, 8)]
-        for ascending, expected in ((True, done), (False, done[::-1])):
-            seen: list[str] = []
-            after = None
-            while page := await ledger.finished(q=None, ascending=ascending, limit=2, after=after):
-                assert len(page) <= 2
-                after = page[-1][0]
-                seen += [summary.id for _, summary in page]
-            assert seen == expected
-
-
-@pytest.mark.parametrize(
-    ("q", "found"),
-    [
-        ("encode", [1, 2]),
-        ("ncod", [1, 2]),
-        ("_7_1_", [7]),
-        ("broken pipe", [3]),
-        ("100%", [3]),
-        ("%", [3]),
-        ("nothing", []),
-        ("", [1, 2, 3, 7]),
-    ],
-)
-async def test_finished_tasks_are_searched_by_id_handler_and_error(q: str, found: list[int], path: Path) -> None:
-    async with opened(path) as ledger:
-        ledger.record(row(1))
-        ledger.record(row(2))
-        ledger.record(row(3, handler=None, error="broken pipe at 100%"))
-        ledger.record(row(7, handler="notify"))
-        assert await names(ledger, q=q) == [task_id(number) for number in found]
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.execute("DELETE FROM attempts WHERE seq BETWEEN 8 AND 17 AND task != ?", (name,))
+        assert [attempt.number for attempt in (await known(ledger, name)).attempts] == [3, 10, 17]
+        assert [attempt.number for attempt in (await known(ledger, name, 2)).attempts] == [10, 17]
+        assert (await known(ledger, name)).last.id == name
+        assert await ledger.history(name + "!") is None
 
 
 async def test_a_question_is_answered_with_what_was_recorded_just_before(path: Path) -> None:
@@ -699,15 +672,14 @@ async def test_a_question_is_answered_with_what_was_recorded_just_before(path: P
 async def test_a_long_search_holds_up_no_writing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     searching, answer = threading.Event(), threading.Event()
 
-    def query(*args: object) -> list[Any]:
+    def read(*args: object) -> None:
         searching.set()
         assert answer.wait(PATIENCE)
-        return []
 
-    monkeypatch.setattr(LedgerFile, "query", query)
+    monkeypatch.setattr(LedgerFile, "read", read)
     writes = Writes(monkeypatch)
     async with running(path) as ledger, trio.open_nursery() as nursery:
-        nursery.start_soon(ledger.last, task_id())
+        nursery.start_soon(ledger.history, task_id())
         await trio.to_thread.run_sync(searching.wait)
         ledger.record(row())
         await writes.written.wait()
@@ -720,13 +692,13 @@ async def test_a_long_search_holds_up_no_writing(path: Path, monkeypatch: pytest
 async def test_history_that_cannot_be_read_is_unavailable(
     error: Exception, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def query(*args: object) -> None:
+    def read(*args: object) -> None:
         raise error
 
     async with running(path) as ledger:
         with monkeypatch.context() as patch:
-            patch.setattr(LedgerFile, "query", query)
+            patch.setattr(LedgerFile, "read", read)
             with pytest.raises(SpoolUnavailable, match="cannot be read"):
-                await ledger.last(task_id())
+                await ledger.history(task_id())
         ledger.record(row())
         assert await names(ledger) == [task_id()]

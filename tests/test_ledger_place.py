@@ -28,15 +28,15 @@ async def test_history_follows_its_directory(tmp_path: Path) -> None:
     with trio.fail_after(20), structlog.testing.capture_logs() as logs:
         await ledger.open()
         ledger.record(row("a"))
-        assert await ledger.last("a")
+        assert await ledger.history("a")
         shutil.rmtree(folder)
         for _ in range(2):
             ledger.record(row("b"))
             with pytest.raises(SpoolUnavailable):
-                await ledger.last("b")
+                await ledger.history("b")
         folder.mkdir()
-        assert await ledger.last("b")
-        assert await ledger.last("a") is None
+        assert await ledger.history("b")
+        assert await ledger.history("a") is None
         assert (folder / "spool.db").exists()
         await ledger.aclose()
     assert [line["event"] for line in logs] == ["history_not_written", "history_is_written_again"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import random
-import threading
 
 import pytest
 from hypothesis import given
@@ -171,30 +170,51 @@ def test_marks_only_grow_and_tell_what_was_not_confirmed() -> None:
     assert schedule.marked_below(9, 1, 3) == ["2"]
 
 
-def test_peeking_in_another_thread_gives_no_mixture_of_two_tasks() -> None:
+def test_all_that_waits_is_in_the_slots() -> None:
     schedule = Schedule()
-    for number in range(200):
-        schedule.put(task(f"{number}", order=(number, number)), due_at=number + 2.0, now=1)
-    wrong: list[Waiting] = []
-    stop = threading.Event()
+    schedule.put(Entry("a", "5/a", 1.0, 5, (70, 1)), 1.0, now=9.0)
+    schedule.put(Entry("b", "b", 20.0, None, (60, 2), fresh=True), 21.5, now=9.0)
+    schedule.put(Entry("c", "elsewhere", 1.0, None, (50, 3)), 1.0, now=9.0)
+    schedule.put(task("gone"), 1.0, now=9.0)
+    schedule.discard("gone")
+    assert [(due, order, flags & 2) for due, order, flags in schedule.briefs(0, 3)] == [
+        (1.0, 70, 2),
+        (21.5, 60, 0),
+        (1.0, 0, 2),
+    ]
+    found = [schedule.at(slot) for slot in range(schedule.slots)]
+    assert found == [schedule.get("5/a"), schedule.get("b"), schedule.get("elsewhere"), None]
+    assert schedule.odd() == [schedule.get("elsewhere")]
+    assert list(schedule.briefs(2, 99)) == list(schedule.briefs(2, 4))
 
-    def look() -> None:
-        while not stop.is_set():
-            for ref in schedule.refs():
-                item = schedule.peek(ref)
-                if item and item != Waiting(task(ref, order=(int(ref), int(ref))), int(ref) + 2.0, is_ready=False):
-                    wrong.append(item)
 
-    thread = threading.Thread(target=look)
-    thread.start()
-    choose = random.Random(1)
-    for _ in range(5_000):
-        schedule.discard(str(choose.randrange(200)))
-        number = choose.randrange(200)
-        schedule.put(task(f"{number}", order=(number, number)), due_at=number + 2.0, now=1)
-    stop.set()
-    thread.join()
-    assert wrong == []
+def test_what_is_put_meanwhile_is_noted() -> None:
+    schedule = Schedule()
+    schedule.put(task("a"), 1.0, now=9.0)
+    with schedule.noting() as outer:
+        schedule.put(task("b"), 1.0, now=9.0)
+        with schedule.noting() as inner:
+            schedule.put(task("c"), 1.0, now=9.0)
+            schedule.put(task("a"), 2.0, now=9.0)
+        schedule.put(task("d"), 1.0, now=9.0)
+    schedule.put(task("e"), 1.0, now=9.0)
+    assert (outer, inner) == (["b", "c", "a", "d"], ["c", "a"])
+
+
+@pytest.mark.parametrize("way", ["take", "discard"])
+def test_slots_are_given_back_when_nothing_waits_any_more(way: str) -> None:
+    schedule = Schedule()
+    for number in range(3000):
+        schedule.put(task(str(number)), due_at=1.0 + number % 2 * 100, now=50.0)
+    if way == "take":
+        assert len(schedule.take(3000, now=200.0)) == 3000
+    else:
+        for number in range(3000):
+            schedule.discard(str(number))
+    assert (schedule.slots, len(schedule), schedule.ready, schedule.scheduled) == (0, 0, 0, 0)
+    assert (schedule.next_due(), schedule.oldest_ready_at()) == (None, None)
+    schedule.put(task("a"), due_at=1.0, now=50.0)
+    assert refs(schedule, 9, now=50.0) == ["a"]
 
 
 def test_tasks_for_later_are_no_work_for_the_garbage_collector() -> None:

@@ -13,7 +13,6 @@ Rules it keeps:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from trispool.schedule import Schedule, Waiting
@@ -110,16 +109,10 @@ class Backlog:
         """What the workers have in hand, by `ref`."""
         return self._running
 
-    def unfinished(self) -> Iterator[Waiting | Running]:
-        """What waits and runs now, in no order. May be run through slowly, and in another thread."""
-        return chain(tuple(self._running.values()), self._still(self._schedule.refs()))
-
-    def _still(self, refs: list[str]) -> Iterator[Waiting | Running]:
-        for ref in refs:
-            # It may have been handed over since, and is not to be missing.
-            item = self._schedule.peek(ref) or self._running.get(ref)
-            if item is not None:
-                yield item
+    @property
+    def schedule(self) -> Schedule:
+        """What waits, to be looked through; it is changed here only."""
+        return self._schedule
 
     def oldest_ready_at(self) -> float | None:
         """Since when the task is due that became ready first, Unix seconds."""

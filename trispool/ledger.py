@@ -22,16 +22,17 @@ import structlog
 import trio
 
 from trispool import spoolfile
-from trispool.control import Attempt, TaskSummary
 from trispool.errors import SpoolUnavailable
 from trispool.histogram import Histogram
 from trispool.ledgerfile import Damaged, LedgerFile, Replaced
-from trispool.packet import decode_vars
-from trispool.task import TaskState
+from trispool.ledgersearch import HISTORY, history, last_runs, search
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from trispool.control import TaskSummary
+    from trispool.ledgersearch import History, Stretch
+    from trispool.operating import TaskFilter
     from trispool.task import AttemptRow, Retrying
 
 __all__ = ["Ledger"]
@@ -48,6 +49,10 @@ PRUNE_SECONDS: Final = 600.0
 
 FLUSH_SECONDS: Final = 5.0
 """How long, at the end, to wait for a disk that does not answer."""
+
+SEARCH_ROWS: Final = 50_000
+"""Rows that one question looks at, some 5 ms, or 20 ms if their vars are searched. So long others wait for the reading
+connection."""
 
 RETRY_SECONDS: Final = 1.0
 """How long to wait after a failed commit: a full disk does not mend faster."""
@@ -151,73 +156,66 @@ class Ledger:
             async with self._read_limiter:
                 await self._in_write_thread(self._file.close, abandon=True)
 
-    async def attempts(self, task_id: str, limit: int = 100) -> list[Attempt]:
-        """The newest attempts of a task, oldest first."""
-        where, values = _of_task(task_id)
-        rows = await self._query(
-            "SELECT number, outcome, started_at, queue_seconds, run_seconds, worker, handler, error, traceback"
-            f" FROM attempts WHERE {where} ORDER BY seq DESC LIMIT ?",
-            (*values, limit),
-        )
-        return [Attempt(*row) for row in reversed(rows)]
-
-    async def last(self, task_id: str) -> TaskSummary | None:
-        """A task as its last attempt left it, or None if it is not in the history."""
-        where, values = _of_task(task_id)
-        rows = await self._query(f"SELECT {_SUMMARY} FROM attempts WHERE {where} ORDER BY seq DESC LIMIT 1", values)
-        return _summary(rows[0])[1] if rows else None
-
-    async def vars_of(self, task_id: str) -> dict[bytes, bytes] | None:
-        """The vars of a task that is done or cancelled, or None if the history does not have them."""
-        where, values = _of_task(task_id)
-        rows = await self._query(
-            f"SELECT vars FROM attempts WHERE {where} AND vars IS NOT NULL ORDER BY seq DESC LIMIT 1", values
-        )
-        return decode_vars(rows[0][0]) if rows else None
-
-    async def finished(
-        self, *, q: str | None, ascending: bool, limit: int, after: int | None
-    ) -> list[tuple[int, TaskSummary]]:
-        """Tasks that are done, by the time they ended.
+    async def history(self, task_id: str, limit: int = 100) -> History | None:
+        """All that is known of one task, or None.
 
         Args:
-            q: Only those whose id, handler or error has this text in it.
-            ascending: The oldest first.
-            limit: How many at most.
-            after: Continue behind this row number.
+            task_id: The task.
+            limit: So many of its attempts at most, the newest.
 
-        Returns:
-            Row number and task.
+        Raises:
+            SpoolUnavailable: The history cannot be read; all that ask it raise this.
         """
-        where, values = ["state = 'done'"], list[object]()
-        if q:
-            where.append("(instr(task, ?) OR instr(coalesce(handler, ''), ?) OR instr(coalesce(error, ''), ?))")
-            values += [q, q, q]
-        if after is not None:
-            where.append("seq > ?" if ascending else "seq < ?")
-            values.append(after)
-        rows = await self._query(
-            f"SELECT {_SUMMARY} FROM attempts WHERE {' AND '.join(where)}"
-            f" ORDER BY seq {'ASC' if ascending else 'DESC'} LIMIT ?",
-            (*values, limit),
+        microseconds, _ = spoolfile.order_of(task_id, 0.0)
+        sql = f"SELECT {HISTORY} FROM attempts WHERE task = ?"
+        if microseconds:
+            rows = await self._query(
+                f"{sql} AND enqueued_at = ? ORDER BY seq DESC LIMIT ?", (task_id, microseconds / 1e6, limit)
+            )
+            return history(rows)
+        # It does not tell when it was enqueued, so all rows have to be looked at, but not so that nobody else may ask.
+        found: list[Any] = []
+        newest = await self._query("SELECT max(seq) FROM attempts", ())
+        top = newest[0][0] or 0
+        while top > 0 and len(found) < limit:
+            values = (task_id, top - SEARCH_ROWS, top, limit - len(found))
+            found += await self._query(f"{sql} AND seq > ? AND seq <= ? ORDER BY seq DESC LIMIT ?", values)
+            below = await self._query("SELECT max(seq) FROM attempts WHERE seq <= ?", (top - SEARCH_ROWS,))
+            top = below[0][0] or 0
+        return history(found)
+
+    async def last_runs(self, tasks: Sequence[tuple[str, float]]) -> dict[str, TaskSummary]:
+        """Tasks as their last attempt left them, by id; see `trispool.ledgersearch.last_runs`."""
+        return await self._ask(lambda connection: last_runs(connection, tasks)) if tasks else {}
+
+    async def search(
+        self, wanted: TaskFilter, *, descending: bool, limit: int, after: int | None = None, rows: int = SEARCH_ROWS
+    ) -> Stretch:
+        """Tasks that are done or cancelled, a part of the history at a time; see `trispool.ledgersearch.search`."""
+        return await self._ask(
+            lambda connection: search(
+                connection, wanted, descending=descending, limit=limit, after=after, rows=min(rows, SEARCH_ROWS)
+            )
         )
-        return [_summary(row) for row in rows]
 
     async def _query(self, sql: str, values: Sequence[object]) -> list[Any]:
+        return await self._ask(lambda connection: connection.execute(sql, values).fetchall())
+
+    async def _ask(self, question: Callable[[sqlite3.Connection], T]) -> T:
         await self._flush()
         try:
             try:
-                return await self._in_read_thread(sql, values)
+                return await self._in_read_thread(question)
             except Replaced:
                 await self._in_write_thread(self._file.reopen)
             except Damaged as error:
                 await self._begin_anew(error)
-            return await self._in_read_thread(sql, values)
+            return await self._in_read_thread(question)
         except (sqlite3.Error, OSError, Damaged, Replaced) as error:
             raise SpoolUnavailable(f"the history cannot be read: {error}") from error
 
-    async def _in_read_thread(self, sql: str, values: Sequence[object]) -> list[Any]:
-        return await trio.to_thread.run_sync(self._file.query, sql, values, limiter=self._read_limiter)
+    async def _in_read_thread(self, question: Callable[[sqlite3.Connection], T]) -> T:
+        return await trio.to_thread.run_sync(self._file.read, question, limiter=self._read_limiter)
 
     async def _in_write_thread(self, work: Callable[[], T], *, abandon: bool = False) -> T:
         return await trio.to_thread.run_sync(work, limiter=self._write_limiter, abandon_on_cancel=abandon)
@@ -288,32 +286,3 @@ class Ledger:
             except (sqlite3.Error, OSError, Damaged) as error:
                 _log.error("history_not_pruned", path=self._path, error=str(error))
             await trio.sleep(PRUNE_SECONDS)
-
-
-def _of_task(task_id: str) -> tuple[str, tuple[object, ...]]:
-    """The condition, and its values, for the rows of a task."""
-    microseconds, _ = spoolfile.order_of(task_id, 0.0)
-    if microseconds:
-        return "enqueued_at = ? AND task = ?", (microseconds / 1e6, task_id)
-    # It does not tell when it was enqueued, so it has to be looked for in all rows.
-    return "task = ?", (task_id,)
-
-
-_SUMMARY: Final = "seq, task, state, at, priority, enqueued_at, number, error, started_at, run_seconds"
-
-
-def _summary(row: Sequence[Any]) -> tuple[int, TaskSummary]:
-    seq, task, state, at, priority, enqueued_at, number, error, started_at, run_seconds = row
-    summary = TaskSummary(
-        id=task,
-        spool="",
-        state=TaskState(state or "ready"),
-        at=at,
-        priority=priority,
-        enqueued_at=enqueued_at,
-        attempts=number,
-        last_error=error,
-        finished_at=started_at + run_seconds if state else None,
-        run_seconds=run_seconds,
-    )
-    return seq, summary

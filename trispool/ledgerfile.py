@@ -18,12 +18,12 @@ import os
 import sqlite3
 import time
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from trispool.task import AttemptRow, Retrying
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 __all__ = ["Damaged", "LedgerFile", "Replaced"]
 
@@ -90,6 +90,8 @@ _UNFIT: Final = (
 """What SQLite, or its module, says of a value that it will not store; `OverflowError` apart."""
 
 _NO_FILE: Final = (0, 0)
+
+T = TypeVar("T")
 
 
 class Damaged(Exception):
@@ -206,8 +208,8 @@ class LedgerFile:
 
     # For the thread that reads
 
-    def query(self, sql: str, values: Sequence[object]) -> list[Any]:
-        """The rows that an SQL query finds.
+    def read(self, question: Callable[[sqlite3.Connection], T]) -> T:
+        """What a question finds in the file.
 
         Raises:
             Replaced: Call `reopen` and try again.
@@ -222,7 +224,7 @@ class LedgerFile:
             self._which_read = which
             self._reading = self._connect()
         try:
-            return self._reading.execute(sql, values).fetchall()
+            return question(self._reading)
         except sqlite3.Error as error:
             self._close_reading()
             raise _judged(error) from error

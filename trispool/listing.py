@@ -1,201 +1,266 @@
-"""Lists of tasks: what waits (in memory), what is dead (in the store) and what is done (in the ledger), page by page.
+"""Lists of tasks, page by page: first what is unfinished or dead, then what is done or cancelled, from the history.
 
-A list without a state begins with what is unfinished or dead, by time of enqueuing, and goes on with what is done, by
-time of ending. A cursor says where the next page begins: behind which task, or behind which row of each ledger.
+The first part is sorted by time of enqueuing, or by due time; the second by the time of ending. A task that is there,
+and stays, while the pages are asked for is on one of them, whatever comes and goes meanwhile: a cursor says behind
+which task, or behind which row of each history, the next page begins.
+
+A page costs a bounded amount of work, whatever is looked for, so it may have few tasks or none though more follow:
+
+- `LOOKS` tasks at most are looked into for a handler or a text, which is in their files and history (some 30 µs each),
+  and none any more after `LOOK_SECONDS`;
+- `ROWS` rows of the history at most are looked at, over all spools;
+- of what waits every task is glanced at, but in memory (0.1 µs each; see `trispool.unfinished`).
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import heapq
-import json
 from dataclasses import replace
-from itertools import chain, islice
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
-from trispool.backlog import Backlog, Running
 from trispool.control import Page, TaskSummary
+from trispool.cursors import Cursor
 from trispool.errors import TaskRefused
-from trispool.task import Entry, TaskState
+from trispool.ledger import SEARCH_ROWS
+from trispool.ledgersearch import mentions
+from trispool.operating import TaskQuery
+from trispool.task import TaskState
+from trispool.unfinished import UNFINISHED, Listable, first_of, state_of, summary_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
 
-    from trispool.ledger import Ledger
-    from trispool.schedule import Waiting
-    from trispool.store import SpoolStore
+    from trispool.cursors import Key
+    from trispool.operating import TaskFilter
+    from trispool.unfinished import Found
 
-__all__ = ["Listable", "list_tasks", "summary_of"]
+__all__ = ["Listable", "list_tasks", "select_tasks", "summary_of"]
 
-_DONE = frozenset({TaskState.DONE})
+LOOKS: Final = 500
+"""Tasks that a page looks into, some 15 ms."""
 
+LOOK_SECONDS: Final = 0.025
+"""Where the disk is slow, a page looks into fewer."""
 
-class Listable(Protocol):
-    """A spool, as far as lists are concerned."""
+ROWS: Final = SEARCH_ROWS
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def backlog(self) -> Backlog: ...
-    @property
-    def store(self) -> SpoolStore: ...
-    @property
-    def ledger(self) -> Ledger: ...
+SELECT_AT_ONCE: Final = 5_000
+"""Tasks of a selection that are found by one glance at all that wait: one for each page would be as many as tasks."""
 
-
-class _Key(NamedTuple):
-    """What the first part of a list is sorted by."""
-
-    enqueued: tuple[int, int]
-    spool: str
-    id: str
+_FINISHED: Final = frozenset({TaskState.DONE, TaskState.CANCELLED})
+_SORTED_BY_DUE: Final = frozenset({TaskState.SCHEDULED, TaskState.READY, TaskState.HELD})
+_MANY: Final = 500
+_AT_ONCE: Final = 100
+"""Tasks looked into in one go; summaries made before others have their turn."""
 
 
-class _Found(NamedTuple):
-    """A task of the first part; an `Entry` is of one that is dead. A summary is made of those on the page only."""
+async def list_tasks(spools: Sequence[Listable], query: TaskQuery) -> Page:
+    """One page of the tasks of some spools; see `trispool.control.Control.tasks`.
 
-    key: _Key
-    spool: Listable
-    item: Waiting | Running | Entry
+    Args:
+        spools: All spools of the service.
+        query: What is looked for.
 
-
-class _Cursor(NamedTuple):
-    """Where a page begins: behind the task of `key`, or, in the second part, behind these rows, by spool."""
-
-    key: _Key | None
-    rows: dict[str, int] | None
-
-    def encode(self) -> str:
-        return base64.urlsafe_b64encode(json.dumps(self, separators=(",", ":")).encode()).decode().rstrip("=")
-
-    @classmethod
-    def decode(cls, text: str | None) -> _Cursor:
-        if text is None:
-            return cls(None, None)
-        try:
-            key, rows = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
-            if key is not None:
-                (microseconds, counter), spool, task_id = key
-                return cls(_Key((int(microseconds), int(counter)), str(spool), str(task_id)), None)
-            return cls(None, {str(spool): int(row) for spool, row in rows.items()})
-        except (binascii.Error, ValueError, TypeError, AttributeError):
-            raise TaskRefused("cursor: not one that this service has given") from None
-
-
-async def list_tasks(
-    spools: Sequence[Listable],
-    *,
-    state: TaskState | None,
-    q: str | None,
-    order: Literal["asc", "desc"],
-    limit: int,
-    cursor: str | None,
-) -> Page:
-    """One page of the tasks of some spools; see `trispool.control.Control.tasks`."""
-    start = _Cursor.decode(cursor)
+    Raises:
+        TaskRefused: There is no such spool (status 404), `sort` does not fit the state, or `cursor` is not one of ours.
+        SpoolUnavailable: A spool or its history cannot be read now.
+    """
+    wanted = query.filter
+    chosen = _chosen(spools, wanted.spool)
+    if query.sort == "due" and wanted.state not in _SORTED_BY_DUE:
+        raise TaskRefused("sort: by `due` only what is scheduled, ready or held can be sorted; say which state")
+    start = Cursor(query.sort, None, {}) if query.cursor is None else Cursor.decode(query.cursor, query.sort)
+    states = UNFINISHED if wanted.state is None else UNFINISHED & {wanted.state}
     items: list[TaskSummary] = []
-    if start.rows is None and state not in _DONE:
-        present = [_unfinished(spool, spool.backlog.unfinished(), state) for spool in spools]
-        if state in (None, TaskState.DEAD):
-            present += [_dead(spool, await spool.store.dead()) for spool in spools]
-        # Looking through a million tasks takes seconds: not in the loop's thread, and without keeping them all.
-        keyed = await trio.to_thread.run_sync(_select, chain.from_iterable(present), start.key, q, order, limit)
-        items = [await _with_history(spools, item) for _, item in keyed[:limit]]
-        if len(keyed) > limit:
-            return Page(items, _Cursor(keyed[limit - 1][0], None).encode())
-    if state is not None and state not in _DONE:
+    if states and (query.cursor is None or start.key is not None):
+        found, behind = await _unfinished(chosen, query, states, start.key, query.limit)
+        items = await _described(found)
+        if behind is not None:
+            return Page(items, Cursor(query.sort, behind, {}).encode())
+    if wanted.state in UNFINISHED:
         return Page(items, None)
-    done, rows = await _done(spools, q, order, limit - len(items), start.rows or {})
-    return Page([*items, *done], None if rows is None else _Cursor(None, rows).encode())
+    done, rows = await _finished(chosen, query, query.limit - len(items), start.rows)
+    return Page([*items, *done], None if rows is None else Cursor(query.sort, None, rows).encode())
 
 
-def _unfinished(spool: Listable, items: Iterable[Waiting | Running], state: TaskState | None) -> Iterator[_Found]:
-    for item in items:
-        if state is None or state is _state_of(item):
-            yield _Found(_Key(item.entry.order, spool.name, item.entry.id), spool, item)
+async def select_tasks(
+    spools: Sequence[Listable], wanted: TaskFilter, states: Collection[TaskState]
+) -> AsyncGenerator[Sequence[TaskSummary], None]:
+    """All tasks that a filter means and that are in one of some states, each once, in chunks of a few hundred at most.
+
+    Unfinished ones that come while it goes on, and are behind the last of those that there were, are not among them.
+
+    Args:
+        spools: All spools of the service.
+        wanted: Which tasks; its `state` is not looked at.
+        states: Which states.
+
+    Raises:
+        TaskRefused, SpoolUnavailable: As `list_tasks`.
+    """
+    chosen = _chosen(spools, wanted.spool)
+    unfinished = UNFINISHED & frozenset(states)
+    latest = await first_of(chosen, wanted, unfinished, by_due=False, descending=True, after=None, count=1)
+    after: Key | None = None
+    for task in latest.found:  # one, or none
+        while True:
+            found, after = await _unfinished(chosen, TaskQuery(wanted), unfinished, after, SELECT_AT_ONCE)
+            for start in range(0, len(found), _AT_ONCE):
+                yield [
+                    summary_of(item.spool, item.item)
+                    for item in found[start : start + _AT_ONCE]
+                    if item.key <= task.key
+                ]
+                await trio.lowlevel.checkpoint()
+            if after is None or after >= task.key:
+                break
+    for state in _FINISHED & frozenset(states):
+        rows: dict[str, int] | None = {}
+        while rows is not None:
+            done, rows = await _finished(chosen, TaskQuery(replace(wanted, state=state), order="desc"), _MANY, rows)
+            yield done
 
 
-def _dead(spool: Listable, entries: Sequence[Entry]) -> Iterator[_Found]:
-    for entry in entries:
-        yield _Found(_Key(entry.order, spool.name, entry.id), spool, entry)
+def _chosen(spools: Sequence[Listable], name: str | None) -> Sequence[Listable]:
+    if name is None:
+        return spools
+    chosen = [spool for spool in spools if spool.name == name]
+    if not chosen:
+        raise TaskRefused(f"there is no spool {name!r}", status=404)
+    return chosen
 
 
-def _state_of(item: Waiting | Running) -> TaskState:
-    if isinstance(item, Running):
-        return TaskState.RUNNING
-    return TaskState.READY if item.is_ready else TaskState.SCHEDULED
+# Unfinished tasks
 
 
-def summary_of(spool: Listable, item: Waiting | Running) -> TaskSummary:
-    """An unfinished task as a row of a list."""
-    entry = item.entry
-    if isinstance(item, Running):
-        attempts, progress = item.attempt, item.progress
-    else:
-        attempts, progress = spool.backlog.attempts(entry.id), None
-    return TaskSummary(
-        entry.id,
-        spool.name,
-        _state_of(item),
-        item.due_at,
-        entry.priority,
-        entry.order[0] / 1e6,
-        attempts,
-        spool.backlog.last_error(entry.id),
-        progress=progress,
+async def _unfinished(
+    spools: Sequence[Listable], query: TaskQuery, states: Collection[TaskState], after: Key | None, limit: int
+) -> tuple[list[Found], Key | None]:
+    """The next tasks that a query means, `limit` at most, and behind which key to go on; None: there are no more."""
+    wanted = query.filter
+    looks = bool(wanted.q) or wanted.handler is not None
+    found, behind = await first_of(
+        spools,
+        wanted,
+        states,
+        by_due=query.sort == "due",
+        descending=query.order == "desc",
+        after=after,
+        count=LOOKS if looks else limit,
     )
+    if not looks:
+        return found, behind
+    fits: list[Found] = []
+    began = trio.current_time()
+    for start in range(0, len(found), _AT_ONCE):
+        for item in await _those_that_fit(found[start : start + _AT_ONCE], wanted):
+            fits.append(item)
+            if len(fits) == limit:
+                return fits, None if behind is None and item is found[-1] else item.key
+        if trio.current_time() > began + LOOK_SECONDS and start + _AT_ONCE < len(found):
+            return fits, found[start + _AT_ONCE - 1].key
+    return fits, behind
 
 
-def _select(
-    found: Iterable[_Found], after: _Key | None, q: str | None, order: Literal["asc", "desc"], limit: int
-) -> list[tuple[_Key, TaskSummary]]:
-    """The first `limit` and one more."""
-    wanted = (
-        item
+async def _those_that_fit(found: Sequence[Found], wanted: TaskFilter) -> list[Found]:
+    """Those with the handler or the text that are wanted."""
+    fits = set()
+    for spool, items in _by_spool(found):
+        vars = await spool.store.vars_of([item.item.entry.ref for item in items])
+        runs = await _last_runs(spool, items)
+        for item, own in zip(items, vars, strict=True):
+            last = runs.get(item.item.entry.id)
+            if wanted.handler is not None and wanted.handler not in (_handler_asked_for(own), last and last.handler):
+                continue
+            entry = item.item.entry
+            error = spool.backlog.last_error(entry.id) or (last.last_error if last else None)
+            if not wanted.q or mentions(wanted.q, entry.id, error, own):
+                fits.add(item.key)
+    return [item for item in found if item.key in fits]
+
+
+def _handler_asked_for(vars: Mapping[bytes, bytes] | None) -> str | None:
+    if vars is None:
+        return None
+    name = vars.get(b"handler", vars.get(b"ud_spool_func"))
+    return None if name is None else name.decode(errors="backslashreplace")
+
+
+def _by_spool(found: Sequence[Found]) -> Iterator[tuple[Listable, list[Found]]]:
+    spools = {item.spool.name: item.spool for item in found}
+    for name, spool in spools.items():
+        yield spool, [item for item in found if item.spool.name == name]
+
+
+async def _last_runs(spool: Listable, found: Sequence[Found]) -> Mapping[str, TaskSummary]:
+    """What the history knows of those that have been run."""
+    entries = [
+        item.item.entry
         for item in found
-        if (q is None or q in item.key.id or q in (item.spool.backlog.last_error(item.key.id) or ""))
-        and (after is None or (item.key > after if order == "asc" else item.key < after))
-    )
-    choose = heapq.nsmallest if order == "asc" else heapq.nlargest
-    return [(key, _summarised(spool, item)) for key, spool, item in choose(limit + 1, wanted, key=_key_of)]
+        if state_of(item.item) in (TaskState.HELD, TaskState.DEAD) or spool.backlog.attempts(item.item.entry.id)
+    ]
+    return await spool.ledger.last_runs([(entry.id, entry.order[0] / 1e6) for entry in entries])
 
 
-def _key_of(found: _Found) -> _Key:
-    return found.key
+async def _described(found: Sequence[Found]) -> list[TaskSummary]:
+    """These tasks as rows of a list, with what the history knows of them."""
+    summaries = {}
+    for spool, items in _by_spool(found):
+        runs = await _last_runs(spool, items)
+        for item in items:
+            summaries[item.key] = summary_of(spool, item.item, runs.get(item.item.entry.id))
+    return [summaries[item.key] for item in found]
 
 
-def _summarised(spool: Listable, item: Waiting | Running | Entry) -> TaskSummary:
-    if isinstance(item, Entry):
-        return TaskSummary(item.id, spool.name, TaskState.DEAD, item.at, None, item.order[0] / 1e6)
-    return summary_of(spool, item)
+# Finished tasks
 
 
-async def _with_history(spools: Sequence[Listable], summary: TaskSummary) -> TaskSummary:
-    if summary.state is not TaskState.DEAD:
-        return summary
-    spool = next(spool for spool in spools if spool.name == summary.spool)
-    last = await spool.ledger.last(summary.id)
-    if last is None:
-        return summary
-    return replace(last, spool=spool.name, state=TaskState.DEAD)
+class _Step(NamedTuple):
+    """A task in the merged history of several spools, or how far the history of one of them was looked at."""
+
+    ended_at: float
+    spool: str
+    row: int
+    task: TaskSummary | None
 
 
-async def _done(
-    spools: Sequence[Listable], q: str | None, order: Literal["asc", "desc"], limit: int, rows: dict[str, int]
+async def _finished(
+    spools: Sequence[Listable], query: TaskQuery, limit: int, rows: Mapping[str, int]
 ) -> tuple[list[TaskSummary], dict[str, int] | None]:
-    """The next `limit` tasks that are done, and where to go on; None: nowhere."""
-    ascending = order == "asc"
-    lists: list[list[tuple[int, TaskSummary]]] = []
+    """The next tasks that are done or cancelled, and behind which rows to go on; None: there are no more."""
+    descending = query.order == "desc"
+    ways: list[list[_Step]] = []
     for spool in spools:
-        after = rows.get(spool.name)
-        some = await spool.ledger.finished(q=q, ascending=ascending, limit=limit + 1, after=after)
-        lists.append([(row, replace(summary, spool=spool.name)) for row, summary in some])
-    # Merged, not sorted: each ledger's rows stay in their order, which is not quite that of the times in them. Else the
-    # next page, which goes on behind the last row of this one, would leave some out.
-    merged = heapq.merge(*lists, key=lambda item: item[1].finished_at or 0.0, reverse=not ascending)
-    found = list(islice(merged, limit + 1))
-    rows = rows | {summary.spool: row for row, summary in found[:limit]}
-    return [summary for _, summary in found[:limit]], rows if len(found) > limit else None
+        stretch = await spool.ledger.search(
+            query.filter,
+            descending=descending,
+            limit=limit + 1,
+            after=rows.get(spool.name),
+            rows=max(1, ROWS // len(spools)),
+        )
+        way = [_Step(task.finished_at or 0.0, spool.name, row, task) for row, task in stretch.found]
+        if not stretch.is_last:
+            way.append(_Step(stretch.ended_at, spool.name, stretch.behind, None))
+        ways.append(way)
+    # Merged, not sorted: each history's rows stay in their order, which is not quite that of the times in them. Else
+    # the next page, which goes on behind the last row of this one, would leave some out.
+    behind = dict(rows)
+    tasks: list[TaskSummary] = []
+    for step in heapq.merge(*ways, key=_ended_at, reverse=descending):
+        # Where the history of a spool was not looked at to its end, it is not known what comes next in all of them.
+        if step.task is None or len(tasks) == limit:
+            break
+        tasks.append(replace(step.task, spool=step.spool))
+        behind[step.spool] = step.row
+    else:
+        return tasks, None
+    for way in ways:
+        if way and way[-1].task is None and (len(way) == 1 or behind.get(way[-2].spool) == way[-2].row):
+            behind[way[-1].spool] = way[-1].row
+    return tasks, behind
+
+
+def _ended_at(step: _Step) -> float:
+    return step.ended_at

@@ -22,13 +22,17 @@ task's slot, the place of its record:
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import struct
 from array import array
 from collections import deque
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from trispool.task import Entry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["Schedule", "Waiting"]
 
@@ -39,6 +43,9 @@ _COMPACT_FROM: Final = 1024
 # at, due_at, the two parts of the order, priority (-1: none), how much longer the ref is than the id, flags
 _RECORD: Final = struct.Struct("<ddqQqHB")
 _SIZE: Final = _RECORD.size
+_BRIEF: Final = struct.Struct("<8xdq18xB")
+"""Of a record: due_at, the microseconds of the order, flags."""
+
 _FLAGS_AT: Final = _SIZE - 1
 _NO_RECORD: Final = bytes(_SIZE)
 _FRESH: Final = 1
@@ -71,6 +78,10 @@ class Schedule:
     """See the module. It has one owner and changes only between two awaits, so it needs no lock."""
 
     def __init__(self) -> None:
+        self._notes: list[list[str]] = []
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
         self._keys: dict[str, int] = {}
         self._later: list[int] = []
         self._ready: list[int] = []
@@ -86,22 +97,6 @@ class Schedule:
 
     def __len__(self) -> int:
         return len(self._keys)
-
-    def refs(self) -> list[str]:
-        """All that waits, in no order: 8 bytes a task."""
-        return list(self._keys)
-
-    def peek(self, ref: str) -> Waiting | None:
-        """`get` for other threads."""
-        key = self._keys.get(ref)
-        if key is None:
-            return None
-        try:
-            waiting = self._waiting(ref, key & _SLOT)
-        except KeyError:  # an odd one that has just left
-            return None
-        # If it has left meanwhile, its slot may hold another task.
-        return waiting if self._keys.get(ref) is key else self.peek(ref)
 
     @property
     def ready(self) -> int:
@@ -128,6 +123,8 @@ class Schedule:
             mark: See `mark`.
         """
         task_id, ref, at, priority, order, fresh = entry
+        for noted in self._notes:
+            noted.append(ref)
         if ref in self._keys:
             self._leave(self._keys.pop(ref) & _SLOT)
             self._compact()
@@ -261,10 +258,38 @@ class Schedule:
         refs = self._refs[start:stop]
         return [ref for ref, own in zip(refs, self._marks[start:stop], strict=True) if own < mark and ref is not None]
 
+    # Slots: for looking through all that waits, a part at a time
+
     @property
     def slots(self) -> int:
         """How many slots there are, used or not."""
         return len(self._refs)
+
+    def briefs(self, start: int, stop: int) -> Iterator[tuple[float, int, int]]:
+        """A first glance at the slots of a range: due time, microseconds of the order, and 2 (or 3) if it is ready.
+
+        A slot that is not used tells what was in it last, and one of an odd entry 0 for the order; see `at` and `odd`.
+        """
+        return _BRIEF.iter_unpack(self._records[start * _SIZE : stop * _SIZE])
+
+    def at(self, slot: int) -> Waiting | None:
+        """The waiting task in a slot, if it is used."""
+        ref = self._refs[slot]
+        return None if ref is None else self._waiting(ref, slot)
+
+    def odd(self) -> list[Waiting]:
+        """The tasks that `briefs` does not tell all of: those with an order that fits no record."""
+        return [waiting for slot in self._odd if (waiting := self.at(slot))]
+
+    @contextlib.contextmanager
+    def noting(self) -> Iterator[list[str]]:
+        """Note the `ref` of each task that is put meanwhile: it may have come into a slot that was looked at before."""
+        noted: list[str] = []
+        self._notes.append(noted)
+        try:
+            yield noted
+        finally:
+            self._notes = [other for other in self._notes if other is not noted]
 
     # Inside
 
@@ -319,6 +344,9 @@ class Schedule:
             by_age.popleft()
 
     def _compact(self) -> None:
+        if not self._keys and len(self._refs) > _COMPACT_FROM:
+            self._begin_anew()
+            return
         if len(self._later) > 2 * self.scheduled + _COMPACT_FROM:
             self._later = [key for key in self._later if self._is_live(key)]
             heapq.heapify(self._later)

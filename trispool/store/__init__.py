@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, overload
 from trispool.task import Entry
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable, Iterator
+    from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 
     from trispool.errors import TrispoolError
     from trispool.task import NewTask, Task, TaskState
@@ -224,5 +224,12 @@ class SpoolStore(Protocol):
         Args:
             ref: The task.
             body_limit: Give so many bytes of its body at most.
+        """
+        ...
+
+    async def vars_of(self, refs: Sequence[str]) -> Sequence[Mapping[bytes, bytes] | None]:
+        """The vars of tasks, wherever they wait, run or lie, in order; None of those that are gone or unreadable.
+
+        It is cheap for a few hundred, some 25 µs each.
         """
         ...

@@ -22,7 +22,7 @@ from trispool.store.watch import DirectoryWatch
 from trispool.task import Entry, NewTask, Task
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Generator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Generator, Mapping, Sequence
 
 __all__ = ["DirectoryStore", "open_directory_store"]
 
@@ -238,3 +238,14 @@ class DirectoryStore:
             return Task(entry.id, vars_, body, entry.at, entry.priority, enqueued_at=entry.order[0] / 1e6)
 
         return await trio.to_thread.run_sync(read, limiter=self._read_limiter)
+
+    async def vars_of(self, refs: Sequence[str]) -> Sequence[Mapping[bytes, bytes] | None]:
+        """See `SpoolStore.vars_of`."""
+
+        def read(ref: str) -> Mapping[bytes, bytes] | None:
+            try:
+                return self._opened.read(ref, 0)[0]
+            except Unclaimable:
+                return None
+
+        return await trio.to_thread.run_sync(lambda: [read(ref) for ref in refs], limiter=self._read_limiter)
