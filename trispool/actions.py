@@ -220,7 +220,12 @@ class Actions:
                 return None
             dispatcher.has_cancelled(entry, by, removed)
             return replace(
-                found.summary, state=TaskState.CANCELLED, last_error=f"by {by}", finished_at=now, run_seconds=0.0
+                found.summary,
+                state=TaskState.CANCELLED,
+                priority=removed.priority,
+                last_error=f"by {by}",
+                finished_at=now,
+                run_seconds=0.0,
             )
         if action is Action.HOLD:
             held = await store.hold(entry)

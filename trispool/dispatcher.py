@@ -153,6 +153,7 @@ class Dispatcher:
         attempts = self.backlog.attempts(entry.id)
         self.backlog.gone(entry.ref)
         self._forget_attempts(entry)
+        entry = entry._replace(priority=removed.priority)
         self._note(entry, attempts, "cancelled", TaskState.CANCELLED, by, kept_vars(removed))
 
     def has_held(self, entry: Entry, by: str) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from trispool.task import Entry
 
-__all__ = ["hold", "mend", "remove", "reschedule", "restore", "set_aside"]
+__all__ = ["hold", "mend", "priority_of", "remove", "reschedule", "restore", "set_aside"]
 
 # In all of them `spool` is a descriptor of the spool directory, and `ref` a file's path below it; OSError is raised if
 # the system does not let it be done. None: the file is gone, or is no regular file, or somebody is at work on it.
@@ -202,8 +202,13 @@ def _priority_of(fd: int) -> str:
         _, vars, _ = read_task(fd, os.fstat(fd).st_size, 0)
     except MalformedSpoolFile:
         return ""
-    priority = spoolfile.is_priority_name(vars.get(b"priority", b"").decode(errors="replace"))
+    priority = priority_of(vars)
     return "" if priority is None else str(priority)
+
+
+def priority_of(vars: Mapping[bytes, bytes]) -> int | None:
+    """The priority that a task was enqueued with."""
+    return spoolfile.is_priority_name(vars.get(b"priority", b"").decode(errors="replace"))
 
 
 def _set_time(fd: int, at: float) -> int:

@@ -17,6 +17,7 @@ import trio
 
 from trispool.errors import SpoolUnavailable
 from trispool.spoolscan import DEAD, HELD, has_changed, lying_in
+from trispool.spoolshelves import priority_of
 from trispool.store import Aside, Shelf
 from trispool.task import Task, TaskState
 
@@ -106,7 +107,9 @@ class Shelves:
         await self._taken(entry, is_done=vars is not None)
         if vars is None:
             return None
-        return Task(entry.id, vars, b"", entry.at, entry.priority, enqueued_at=entry.order[0] / 1e6)
+        # Where a dead one lies does not tell its priority.
+        priority = priority_of(vars) if entry.ref.startswith(f"{DEAD}/") else entry.priority
+        return Task(entry.id, vars, b"", entry.at, priority, enqueued_at=entry.order[0] / 1e6)
 
     async def _taken(self, entry: Entry, *, is_done: bool) -> None:
         for shelf in (self._held, self._dead):
