@@ -55,7 +55,7 @@ def stats_document(
     """The document that the module describes.
 
     Args:
-        statuses: The spools at this moment.
+        statuses: The spools at this moment; at least one.
         figures: What was counted of them, by their names.
         now: Unix seconds.
     """
@@ -86,7 +86,7 @@ def _totals(statuses: Sequence[SpoolStatus], figures: Sequence[SpoolFigures], no
         hour.add(spool.all.hour)
     rates = Rates(*(_sum(flows) for flows in zip(*(spool.all.rates for spool in figures), strict=True)))
     return {
-        "since": min((spool.since for spool in figures), default=now),
+        "since": min(spool.since for spool in figures),
         **_moment(statuses, now),
         "rates": _rates(rates, Flow._fields),
         **_outcomes(total),
@@ -177,8 +177,6 @@ def _times_series(spool: SpoolFigures) -> dict[str, Any]:
 
 def _span(spools: Sequence[SpoolFigures]) -> tuple[int, int]:
     """The numbers of the first slot, none from before counting began, and of the present one, which is left out."""
-    if not spools:
-        return 0, 0
     end = int(max(spool.at for spool in spools) // SLOT_SECONDS)
     since = int(min(spool.since for spool in spools) // SLOT_SECONDS)
     return max(end - SERIES_SLOTS, min(since, end)), end
