@@ -1,26 +1,35 @@
-"""A spool that is wired together, without its workers."""
+"""A spool that is wired together: without its workers, and with them where operators act on what runs."""
 
 from __future__ import annotations
 
+import math
+import os
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import trio
 
+from tests.worker_support import PATIENCE, write_handlers
 from trispool import livespool
 from trispool.dispatcher import Dispatcher
-from trispool.livespool import open_spool
+from trispool.errors import TaskRefused
+from trispool.livespool import LiveSpool, open_spool
+from trispool.operating import Action, SpoolChange
 from trispool.packet import new_task
 from trispool.settings import SpoolSettings
-from trispool.task import Entry
+from trispool.task import Entry, TaskState
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
-    import pytest
+    from tests.worker_support import Gate
+    from trispool.task import AttemptRow
 
 
-def settings(path: Path) -> SpoolSettings:
-    return SpoolSettings(name="default", directory=str(path / "spool"), durability="os")
+def settings(path: Path, **options: Any) -> SpoolSettings:
+    return SpoolSettings(name="default", directory=str(path / "spool"), durability="os", **options)
 
 
 async def test_very_many_tasks_are_enqueued_in_parts_and_in_order(
@@ -66,3 +75,235 @@ async def test_of_very_many_tasks_those_before_a_cancellation_are_kept(
             assert scope.cancelled_caught
             assert spool.status().ready == 5
             assert len([entry async for chunk in spool.store.scan() for entry in chunk]) == spool.status().ready
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (SpoolChange(frequency=0.001), "frequency=0.001: 0.01 seconds or more are expected"),
+        (SpoolChange(frequency=math.nan), "frequency=nan"),
+        (SpoolChange(frequency=math.inf), "frequency=inf"),
+        (SpoolChange(frequency=-1.0), "frequency=-1.0"),
+        (SpoolChange(processes=0), "processes=0: a number from 1 to 1000 is expected"),
+        (SpoolChange(processes=1001), "processes=1001"),
+        (SpoolChange(frequency=5.0, paused=True, processes=-1), "processes=-1"),
+        (SpoolChange(frequency=0.0, paused=True, processes=3), "frequency=0.0"),
+    ],
+)
+async def test_settings_are_changed_all_or_none(change: SpoolChange, problem: str, tmp_path: Path) -> None:
+    async with open_spool(settings(tmp_path), []) as spool:
+        before = spool.status()
+        with pytest.raises(TaskRefused, match=problem) as refusal:
+            spool.change(change)
+        assert refusal.value.status == 400
+        assert spool.status() == before
+
+
+async def test_settings_that_are_not_given_stay_and_the_configuration_is_told_beside_them(tmp_path: Path) -> None:
+    async with open_spool(settings(tmp_path, frequency=30.0, processes=2), []) as spool:
+        for change, expected in [
+            (SpoolChange(), (30.0, False, 2)),
+            (SpoolChange(frequency=0.01), (0.01, False, 2)),
+            (SpoolChange(paused=True), (0.01, True, 2)),
+            (SpoolChange(processes=5), (0.01, True, 5)),
+            (SpoolChange(frequency=7.0, paused=False, processes=1), (7.0, False, 1)),
+        ]:
+            spool.change(change)
+            status = spool.status()
+            assert (status.frequency, status.paused, status.processes) == expected
+            assert status.configured == {"frequency": 30.0, "processes": 2, "paused": False}
+
+
+async def test_a_spool_whose_tasks_others_run_gets_no_workers(tmp_path: Path) -> None:
+    async with open_spool(settings(tmp_path, external=True, processes=0), []) as spool:
+        with pytest.raises(TaskRefused, match="the spool is external"):
+            spool.change(SpoolChange(processes=1))
+        spool.change(SpoolChange(frequency=5.0))
+
+
+# What lies aside
+
+
+async def test_status_counts_what_is_held_and_dead_without_looking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with trio.fail_after(PATIENCE):
+        async with open_spool(settings(tmp_path), []) as spool:
+            added = [entry for entry in await spool.enqueue([new_task({"n": "1"})] * 5) if isinstance(entry, Entry)]
+            for entry in added[:2]:
+                await spool.act(entry.id, Action.HOLD, "somebody")
+            for entry in added[2:3]:
+                assert await spool.store.set_aside(entry)
+            monkeypatch.setattr(os, "scandir", None)
+            monkeypatch.setattr(os, "stat", None)
+            status = spool.status()
+            assert (status.held, status.dead) == (2, 1)
+
+
+async def test_holds_outlive_the_service_and_are_counted_when_it_runs(tmp_path: Path) -> None:
+    with trio.fail_after(PATIENCE):
+        async with open_spool(settings(tmp_path), []) as spool:
+            (entry,) = await spool.enqueue([new_task({"n": "1"})])
+            assert isinstance(entry, Entry)
+            await spool.act(entry.id, Action.HOLD, "somebody")
+        async with running(settings(tmp_path)) as spool:
+            await spool.store.held()
+            assert (spool.status().held, spool.status().ready) == (1, 0)
+            found = await spool.find_task(entry.id)
+            assert found is not None
+            assert found.summary.state is TaskState.HELD
+            assert await spool.find_task("unknown") is None
+            assert await spool.act("unknown", Action.HOLD, "somebody") is None
+
+
+async def test_why_nothing_was_kept_is_told_until_something_is(tmp_path: Path) -> None:
+    with trio.fail_after(PATIENCE):
+        async with open_spool(settings(tmp_path), []) as spool:
+            (tmp_path / "spool").rename(tmp_path / "away")
+            await spool.enqueue([new_task({"n": "1"})])
+            assert "No such file" in (spool.status().refusing or "")
+            (tmp_path / "away").rename(tmp_path / "spool")
+            await spool.enqueue([new_task({"n": "1"})])
+            assert spool.status().refusing is None
+
+
+# What runs
+
+HANDLERS = """
+import trio
+from trispool import handler
+
+def begun(fifo):
+    with open(fifo, "wb", 0) as told:
+        told.write(b"x")
+
+@handler
+def waits(fifo: str, gate: str):
+    begun(fifo)
+    wait_for(gate)
+
+@handler
+def quick(): ...
+"""
+
+ASYNC_HANDLERS = """
+@handler
+async def sleeps(fifo: str):
+    begun(fifo)
+    await trio.sleep_forever()
+
+@handler
+async def is_stubborn(fifo: str):
+    begun(fifo)
+    with trio.CancelScope(shield=True):
+        await trio.sleep_forever()
+"""
+
+
+class Notes:
+    """How tasks ended, which can be waited for."""
+
+    def __init__(self, spool: LiveSpool, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ends: list[tuple[str, str, TaskState]] = []
+        self._changed = trio.Event()
+        self._count = spool.figures.ended
+        monkeypatch.setattr(spool.figures, "ended", self._ended)
+
+    def _ended(self, row: AttemptRow, state: TaskState) -> None:
+        self._count(row, state)
+        self.ends.append((row.task, row.outcome, state))
+        self._changed.set()
+
+    async def until(self, *end: object) -> None:
+        while end not in self.ends:
+            self._changed = trio.Event()
+            await self._changed.wait()
+
+
+@asynccontextmanager
+async def running(settings: SpoolSettings) -> AsyncIterator[LiveSpool]:
+    with trio.fail_after(PATIENCE):
+        async with open_spool(settings, []) as spool, trio.open_nursery() as nursery:
+            await nursery.start(spool.run)
+            await nursery.start(spool.find)
+            yield spool
+            nursery.cancel_scope.cancel()
+
+
+class Fifo:
+    """By which a handler says that it has begun."""
+
+    def __init__(self, path: Path) -> None:
+        os.mkfifo(path)
+        self.path = str(path)
+        self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+
+    async def wait(self) -> None:
+        await trio.lowlevel.wait_readable(self._fd)
+        os.read(self._fd, 1)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+async def add(spool: LiveSpool, *tasks: dict[str, str]) -> list[str]:
+    results: Sequence[Any] = await spool.enqueue([new_task(vars) for vars in tasks])
+    return [entry.id for entry in results]
+
+
+async def test_a_running_sync_task_is_cancelled_and_what_waits_behind_it_runs(
+    tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fifo = Fifo(tmp_path / "begun")
+    imports = (write_handlers(tmp_path, HANDLERS),)
+    async with running(settings(tmp_path, imports=imports, processes=1)) as spool:
+        notes = Notes(spool, monkeypatch)
+        first, second = await add(
+            spool, {"handler": "waits", "fifo": fifo.path, "gate": str(gate.path)}, {"handler": "quick"}
+        )
+        await fifo.wait()
+        summary = await spool.act(first, Action.CANCEL, "somebody")
+        assert summary is not None
+        assert (summary.state, summary.last_error) == (TaskState.CANCELLED, "by somebody")
+        await notes.until(second, "ok", TaskState.DONE)
+        assert notes.ends[0] == (first, "cancelled", TaskState.CANCELLED)
+        known = await spool.ledger.history(first)
+        assert known is not None
+        assert [attempt.outcome for attempt in known.attempts] == ["cancelled"]
+        assert (known.vars or {})[b"handler"] == b"waits"
+        await spool.scan_now()
+        assert [entry async for chunk in spool.store.scan() for entry in chunk] == []
+        assert spool.status().finished == {"cancelled": 1, "ok": 1}
+    fifo.close()
+
+
+@pytest.mark.parametrize("handler", ["sleeps", "is_stubborn"])
+async def test_a_running_async_task_is_cancelled_alone(
+    handler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trispool.workerproc.GIVE_WAY_SECONDS", 0.3)
+    fifo = Fifo(tmp_path / "begun")
+    imports = (write_handlers(tmp_path, HANDLERS + ASYNC_HANDLERS),)
+    async with running(settings(tmp_path, imports=imports, processes=1)) as spool:
+        notes = Notes(spool, monkeypatch)
+        first, other = await add(
+            spool, {"handler": handler, "fifo": fifo.path}, {"handler": "sleeps", "fifo": fifo.path}
+        )
+        await fifo.wait()
+        await fifo.wait()
+        before = spool.status().workers[0].pid
+        summary = await spool.act(first, Action.CANCEL, "somebody")
+        assert summary is not None
+        assert summary.state is TaskState.CANCELLED
+        if handler == "is_stubborn":
+            await fifo.wait()  # the other one runs again, as its worker was killed
+        else:
+            assert [worker.pid for worker in spool.status().workers] == [before]
+        found = await spool.find_task(other)
+        assert found is not None
+        assert (found.summary.state, found.summary.attempts) == (TaskState.RUNNING, 1)
+        assert notes.ends == [(first, "cancelled", TaskState.CANCELLED)]
+    fifo.close()
