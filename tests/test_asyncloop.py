@@ -40,6 +40,12 @@ async def waits():
     print("begun")
     await wait()
 
+@handler
+async def shielded():
+    print("begun")
+    with trio.CancelScope(shield=True):
+        await wait()
+
 @handler(concurrency=1)
 async def alone(task: Task):
     print("begun")
@@ -138,6 +144,36 @@ def test_handler_is_cancelled_when_it_takes_too_long(async_worker: RawWorker) ->
     assert failed.code == "failed"
     assert "while cleaning up" in (failed.error or "") + (failed.traceback or "")
     assert worker.board.loop_deadline == 0
+
+
+def test_handler_is_told_when_its_task_is_cancelled(async_worker: RawWorker, gate: Gate) -> None:
+    worker = async_worker
+    worker.run(carried("a", {"handler": "shielded"}), carried("b", {"handler": "waits"}))
+    assert sorted(worker.read_lines(2)) == [("a", "begun"), ("b", "begun")]
+    worker.send(("cancel", 99))
+    worker.send(("cancel", 1))
+    worker.send(("cancel", 2))
+    report = worker.reports(1)[0]
+    assert (report.number, report.code, report.handler, report.error) == (2, "cancelled", "waits", None)
+    assert worker.board.code(2) == "cancelled"
+    assert worker.board.is_told(1)
+    assert worker.board.is_begun(1)
+    gate.open()
+    report = worker.reports(1)[0]
+    assert (report.number, report.code) == (1, "ok")
+
+
+def test_next_task_begins_when_the_one_that_waited_before_it_is_cancelled(async_worker: RawWorker, gate: Gate) -> None:
+    worker = async_worker
+    worker.run(*(carried(name, {"handler": "alone"}) for name in "abc"))
+    worker.read_lines(1)
+    worker.send(("cancel", 2))
+    report = worker.reports(1)[0]
+    assert (report.number, report.code) == (2, "returned")
+    worker.send(("cancel", 1))
+    report = worker.reports(1)[0]
+    assert (report.number, report.code) == (1, "cancelled")
+    assert worker.read_lines(1) == [("c", "begun")]
 
 
 def test_deadline_is_on_the_board_while_an_async_handler_with_a_timeout_runs(

@@ -174,6 +174,28 @@ def test_nobody_is_suspect_when_the_worker_was_killed_by_our_wish(hand: Hand) ->
     assert hand.take_all(blameless=True) == ([], _claims(2), [])
 
 
+def test_only_one_is_suspect_when_the_worker_was_killed_for_it(hand: Hand) -> None:
+    hand.is_async = True
+    _put(hand, 3)
+    for number in (1, 2, 3):
+        hand.board.mark(number, BEGUN)
+    reports, returned, suspects = hand.take_all(blameless=True, cancelled=2)
+    assert (reports, _ids(returned), _ids(suspects)) == ([], ["t0", "t2"], ["t1"])
+
+
+def test_task_is_not_suspect_when_it_was_given_back_before_the_worker_was_killed_for_it(hand: Hand) -> None:
+    _put(hand, 1)
+    hand.board.mark(1, MARKS["returned"])
+    assert hand.take_all(blameless=False, cancelled=1) == ([], _claims(1), [])
+
+
+def test_number_is_found_when_the_task_is_in_hand(hand: Hand) -> None:
+    _put(hand, 3)
+    assert hand.number_of("t1") == 2
+    _answer(hand, 1, 2)
+    assert hand.number_of("t1") is None
+
+
 def test_all_that_ran_are_suspect_when_an_async_worker_died(hand: Hand) -> None:
     hand.is_async = True
     _put(hand, 4)

@@ -21,7 +21,7 @@ class Employer(Protocol):
         """It has imported its handlers and takes tasks."""
 
     def worker_reported(self, worker: WorkerProcess, reports: Sequence[Report], /) -> None:
-        """These tasks are no longer in its hand."""
+        """These tasks, if any, are no longer in its hand; it may have more room."""
 
     def worker_lost(
         self, worker: WorkerProcess, returned: Sequence[Claim], suspects: Sequence[Claim], cause: str, /

@@ -235,7 +235,6 @@ class WorkerProcess:
         hand = self._hand
         if not self._link.alive or not hand.tasks:
             self.is_recalling = False
-            self._cancelling.clear()
             return
         board = self._link.board
         if self.is_recalling and now >= self._settles_at:
@@ -337,8 +336,8 @@ class WorkerProcess:
             self._pace.measured(total, ran)
         if not self._hand.tasks:
             self.is_recalling = False
-        if known:
-            self._employer.worker_reported(self, known)
+        # Also if there are none, since what had been recalled is answered now: there is room again.
+        self._employer.worker_reported(self, known)
         self._quit_if_done()
 
     def _take_line(self, stream: Stream, task_id: str | None, line: str) -> None:
@@ -369,7 +368,7 @@ class WorkerProcess:
             elif number != running and running in tasks and not board.is_told(number):
                 # Another task holds the loop, so that it has not heard yet.
                 self._cancelling[number] = now + GIVE_WAY_SECONDS
-            elif now > deadline and (number == running or board.is_begun(number)):
+            elif now > deadline and board.is_begun(number):
                 self._kill_for(number)
 
     def _kill_for(self, number: int) -> None:
@@ -390,7 +389,7 @@ class WorkerProcess:
     def _settle(self) -> None:
         """Give back what it had when it died."""
         reports, returned, suspects = self._hand.take_all(blameless=self._is_blameless, cancelled=self._killed_for)
-        self.died_at_work = bool(suspects) and not self.was_ended
+        self.died_at_work = bool(suspects)
         if reports:
             self.tasks_done += len(reports)
             self._employer.worker_reported(self, reports)

@@ -113,7 +113,6 @@ class AsyncLoop:
         self._in_hand = 0
         self._scopes: dict[int, trio.CancelScope] = {}  # of the async handlers that run
         self._deadlines: dict[int, float] = {}  # of those of them that have one
-        self._cancelled: set[int] = set()  # those of them that an operator has cancelled
         self._reports: list[tuple[Any, ...]] = []
         self._wake_starter = trio.Event()
         self._wake_reporter = trio.Event()
@@ -220,19 +219,17 @@ class AsyncLoop:
         try:
             task = self._make_task(job) if handler.takes_task else None
             with scope:
-                await trio.lowlevel.checkpoint_if_cancelled()  # perhaps before it has begun
                 result = await call_async(handler, job.held.vars, job.held.body, task)
         except trio.Cancelled:
             raise
         except BaseException as error:  # what came together with a cancellation, or is not the handler's
             result = failed(error)
         if result is None:
-            is_wish = job.number in self._cancelled
+            is_wish = self._board.is_told(job.number)
             result = Result("cancelled") if is_wish else Result("timeout", f"timed out after {timeout:g} s")
         if self._link.is_closed:
             leave_fork(result)
         del self._scopes[job.number]
-        self._cancelled.discard(job.number)
         if self._deadlines.pop(job.number, None) is not None:
             self._show_deadline()
         self._finish(job, result, began_at, time.monotonic() - began)
@@ -305,7 +302,6 @@ class AsyncLoop:
 
     def _cancel(self, number: int) -> None:
         if scope := self._scopes.get(number):
-            self._cancelled.add(number)
             self._board.mark(number, TOLD)
             scope.cancel()
             return
