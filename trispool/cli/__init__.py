@@ -12,6 +12,7 @@ import click
 from trispool.cli.run import check, run
 from trispool.cli.status import status
 from trispool.cli.tasks import list_, put, show
+from trispool.cli.token import token
 from trispool.errors import ConfigError, TrispoolError
 
 __all__ = ["main"]
@@ -38,5 +39,5 @@ def main() -> None:
     """trispool: a spooler for Python."""
 
 
-for _command in (run, check, put, list_, show, status):
+for _command in (run, check, put, list_, show, status, token):
     main.add_command(_command)
