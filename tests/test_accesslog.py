@@ -152,8 +152,7 @@ async def test_what_clients_make_up_becomes_no_label() -> None:
 async def test_a_client_that_leaves_before_its_answer_is_counted_as_such(lines: io.StringIO) -> None:
     counts = HttpCounts()
     async with serving(counts) as client:
-        host, port = client.base_url.host, client.base_url.port
-        stream = await trio.open_tcp_stream(host, port)
+        stream = await trio.open_tcp_stream(client.base_url.host, client.base_url.port or 0)
         await stream.send_all(
             f"POST /api/v1/spools/default/tasks HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"
             "Content-Length: 10\r\n\r\nabc".encode()
@@ -163,3 +162,20 @@ async def test_a_client_that_leaves_before_its_answer_is_counted_as_such(lines: 
     assert [status for _, _, status in counts.requests] == ["none"]
     [line] = requests_in(lines)
     assert (line["status"], line["bytes"]) == (None, 0)
+
+
+async def test_a_client_that_leaves_a_stream_was_answered(lines: io.StringIO) -> None:
+    counts = HttpCounts()
+    async with serving(counts) as client:
+        stream = await trio.open_tcp_stream(client.base_url.host, client.base_url.port or 0)
+        await stream.send_all(
+            f"GET /api/v1/events HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode()
+        )
+        received = b""
+        while b"retry:" not in received:
+            received += await stream.receive_some()
+        await stream.aclose()
+    assert [status for _, _, status in counts.requests] == ["200"]
+    [line] = requests_in(lines)
+    assert line["route"] == "/api/v1/events"
+    assert (line["status"], line["bytes"] > 0) == (200, True)

@@ -17,7 +17,7 @@ class HttpCounts:
     """What was answered since the start.
 
     Attributes:
-        requests: By method, route and status; status `none`: the client left before.
+        requests: By method, route and status; status `none`: the client left before it was answered.
         seconds: All answers together, by route: seconds from the first byte of a request to the last of its answer.
         sent: Bytes of their contents, by route.
     """

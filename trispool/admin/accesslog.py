@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from hypercorn.logging import Logger
-from quart import Quart, Response, g, request
+from hypercorn.protocol.events import Body, Event, Response
+from quart import Quart, g, request
 
 from trispool.httpcounts import UNMATCHED, HttpCounts
 
 if TYPE_CHECKING:
     from hypercorn.config import Config
     from hypercorn.typing import HTTPScope, ResponseSummary, WWWScope
+    from quart import Response as QuartResponse
 
-__all__ = ["AccessLog", "count_bytes", "note_requests"]
+__all__ = ["AccessLog", "note_answer", "note_requests"]
 
 _PROBES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 """Machines ask these every few seconds; that they were answered well is logged as `debug`."""
@@ -37,18 +39,20 @@ class _Access:
     Attributes:
         actor: The name of the token it came with, or None.
         route: The rule by which it was routed, such as `/api/v1/tasks/<task_id>`.
+        status: Of its answer, or None: there is none yet.
         sent: Bytes of its answer's content so far.
     """
 
     actor: str | None = None
     route: str | None = None
+    status: int | None = None
     sent: int = 0
 
 
 def note_requests(app: Quart) -> None:
     """Have the log know who sends the requests of `app`, and which rules they fit. The guard says who: `g.actor`."""
 
-    async def note(response: Response) -> Response:
+    async def note(response: QuartResponse) -> QuartResponse:
         access = _access(request.scope)
         actor = g.get("actor")
         access.actor = actor and actor.name
@@ -58,9 +62,12 @@ def note_requests(app: Quart) -> None:
     app.after_request(note)
 
 
-def count_bytes(scope: HTTPScope, count: int) -> None:
-    """So many bytes of an answer's content are being sent."""
-    _access(scope).sent += count
+def note_answer(scope: HTTPScope, event: Event) -> None:
+    """A part of an answer is being sent."""
+    if isinstance(event, Response):
+        _access(scope).status = event.status_code
+    elif isinstance(event, Body):
+        _access(scope).sent += len(event.data)
 
 
 class AccessLog(Logger):
@@ -72,9 +79,9 @@ class AccessLog(Logger):
         self._counts: HttpCounts = getattr(config, "counts", HttpCounts())
 
     async def access(self, request: WWWScope, response: ResponseSummary | None, request_time: float) -> None:
-        """Log and count an answered request; `response` is None if the client left before."""
+        """Log and count an answered request, or one whose sender left before its answer was sent."""
         access = _access(request)
-        status = response["status"] if response is not None else None
+        status = access.status
         client = request["client"]
         is_probe = access.route in _PROBES and status is not None and status < 400
         (_log.debug if is_probe else _log.info)(

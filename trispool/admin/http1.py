@@ -13,12 +13,12 @@ import h11
 import msgspec
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData
-from hypercorn.protocol.events import Body, Response
 from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.protocol.events import Response
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.protocol.http_stream import HTTPStream
 
-from trispool.admin.accesslog import AccessLog, count_bytes
+from trispool.admin.accesslog import AccessLog, note_answer
 from trispool.admin.problems import document
 from trispool.httpcounts import HttpCounts
 
@@ -82,8 +82,8 @@ class Http1(H11Protocol):
         ):
             # Refused before its body was here, or we are stopping: this connection will be closed, so say it.
             event = replace(event, headers=[*event.headers, (b"connection", b"close")])
-        elif isinstance(event, Body) and isinstance(self.stream, HTTPStream):
-            count_bytes(self.stream.scope, len(event.data))
+        if isinstance(self.stream, HTTPStream):
+            note_answer(self.stream.scope, event)
         await super().stream_send(event)
 
     async def _check_protocol(self, event: h11.Request) -> None:
