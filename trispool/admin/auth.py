@@ -86,7 +86,7 @@ class Accounts:
     def of(
         cls, roles: Mapping[str, Role], *, throttle: Throttle | None = None, clock: Callable[[], float] = time.time
     ) -> Accounts:
-        """Accounts without files: token to role. Named `operator`, `viewer` and `producer`, further ones `viewer-2`."""
+        """Accounts without files: token to role. Named `operator`, `viewer` and `producer`, further ones `viewer-3`."""
         tokens: list[Token] = []
         for number, (token, role) in enumerate(roles.items()):
             taken = any(other.role is role for other in tokens)

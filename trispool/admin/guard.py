@@ -113,7 +113,7 @@ def _identify(accounts: Accounts) -> tuple[Token, Session | None]:
     authorization = request.headers.get("Authorization")
     if authorization is not None:
         token = bearer_token(authorization)
-        if token is not None:
+        if token:
             return accounts.enter(token, address()), None
     elif (cookie := request.cookies.get(COOKIE)) is not None:
         entered = accounts.enter_session(cookie)
