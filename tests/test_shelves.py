@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -16,6 +18,7 @@ import trio
 from trispool import spoolfile, spoolshelves
 from trispool.errors import SpoolUnavailable, TaskRefused
 from trispool.packet import encode_vars, new_task
+from trispool.store import Shelf
 from trispool.store import shelves as shelves_module
 from trispool.store.directory import DirectoryStore, open_directory_store
 from trispool.task import Entry, TaskState
@@ -398,6 +401,60 @@ async def test_what_we_do_while_a_shelf_is_read_is_not_forgotten(
         assert ids(await store.held()) == [waiting.id]
         assert await store.lying(old.id) is None
         assert await store.lying(waiting.id) == (TaskState.HELD, new)
+
+
+def entry_number(number: int) -> Entry:
+    return Entry(name(number), f".trispool/held/{name(number)}", 0.0, None, (1_700_000_000_000_000 + number, number))
+
+
+def test_a_shelf_that_has_changed_is_as_one_that_was_made_afresh() -> None:
+    rng = random.Random(1)
+    there = {number: entry_number(number) for number in rng.sample(range(10_000), 5_000)}
+    shelf = Shelf(rng.sample([*there.values()], len(there)))
+    changes: list[tuple[Entry, bool]] = []
+    for number in rng.sample(range(10_000), 500):
+        if number in there:
+            changes.append((there.pop(number), False))
+        else:
+            there[number] = entry_number(number)
+            changes.append((there[number], True))
+    again = entry_number(next(iter(there)))._replace(at=5.0)
+    there[again.order[1]] = again
+    changes += [(again, True), (entry_number(20_000), False)]
+    changed = shelf.changed(changes)
+    assert [*changed] == [*Shelf(there.values())] == sorted(there.values(), key=lambda entry: entry.order)
+    assert len(shelf) == 5_000
+
+
+@pytest.mark.parametrize("many", [1, 3, 1000])
+async def test_what_we_do_is_in_order_at_once(many: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shelves_module, "MANY", many)
+    monkeypatch.setattr(shelves_module, "REST", math.inf)
+    async with opened(tmp_path) as store:
+        waiting = [await add(store) for _ in range(8)]
+        await store.held()
+        held: dict[str, Entry] = {}
+        for number in (5, 2, 7, 0, -2, 3, 1, -7, 6, 4, -0, -5, 5):
+            entry = waiting[abs(number)]
+            if entry.id in held:
+                assert await store.restore(held.pop(entry.id))
+            else:
+                moved = await store.hold(entry)
+                assert moved is not None
+                held[entry.id] = moved
+            if number % 2:
+                assert [*await store.held()] == sorted(held.values(), key=lambda entry: entry.order)
+        assert [*await store.held()] == sorted(held.values(), key=lambda entry: entry.order)
+
+
+async def test_a_look_that_is_cancelled_does_no_harm(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        await store.held()
+        held = await hold(store)
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await store.held()
+        assert [*await store.held()] == [held]
 
 
 async def test_a_shelf_that_cannot_be_read_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

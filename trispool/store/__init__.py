@@ -11,8 +11,10 @@ the workers instead of being the service's bottleneck. For other stores it carri
 
 from __future__ import annotations
 
+import heapq
+from bisect import bisect_left
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol, overload
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, overload
 
 from trispool.task import Entry
 
@@ -51,6 +53,10 @@ class Claim(NamedTuple):
     content: tuple[bytes, bytes] | None = None
 
 
+_RUN: Final = 1000
+"""Tasks that are sorted in one go, some 0.5 ms."""
+
+
 class Shelf(Sequence[Entry]):
     """Tasks that lie aside, by time of enqueuing. It does not change.
 
@@ -59,7 +65,20 @@ class Shelf(Sequence[Entry]):
     """
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
-        self._entries = tuple(sorted(entries, key=_by_order))
+        every = tuple(entries)
+        # In parts: sorting a hundred thousand in one go would keep Python's lock for a tenth of a second.
+        runs = (sorted(every[start : start + _RUN], key=_by_order) for start in range(0, len(every), _RUN))
+        self._entries = [*heapq.merge(*runs, key=_by_order)]
+
+    def changed(self, changes: Iterable[tuple[Entry, bool]]) -> Shelf:
+        """A shelf as this one, but that some tasks have come to it (True), or have gone (False)."""
+        shelf = Shelf()
+        entries = shelf._entries = self._entries.copy()
+        for entry, has_come in changes:
+            index = bisect_left(entries, _by_order(entry), key=_by_order)
+            is_there = index < len(entries) and entries[index].id == entry.id
+            entries[index : index + is_there] = [entry] if has_come else []
+        return shelf
 
     def __len__(self) -> int:
         return len(self._entries)

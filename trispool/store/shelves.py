@@ -11,6 +11,7 @@ Rules it keeps:
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
@@ -31,6 +32,9 @@ __all__ = ["Shelves"]
 
 REST: Final = 10
 """How much longer to leave a shelf alone than it took to read it."""
+
+MANY: Final = 1000
+"""So many changes make it quicker to sort everything than to put each in its place."""
 
 T = TypeVar("T")
 
@@ -142,9 +146,11 @@ class _Shelf:
         self._looking = trio.Lock()
         self._stamps: Mapping[str, int] | None = None
         self._rested_at = 0.0  # time.monotonic()
+        # In order, as of a moment; and what was done since: a task that has come (True) or gone (False).
         self._in_order: Shelf | None = None
-        # What was done while it was being read, which may have come too early or too late for that: id and task.
-        self._meanwhile: list[tuple[str, Entry | None]] = []
+        self._since: list[tuple[Entry, bool]] = []
+        # What was done while it was being read, which may have come too early or too late for that.
+        self._meanwhile: list[tuple[Entry, bool]] = []
 
     def has(self, entry: Entry) -> bool:
         """Whether this task is known to lie there."""
@@ -153,18 +159,19 @@ class _Shelf:
 
     def add(self, entry: Entry) -> None:
         """We have put this task there."""
+        if entry.id in self.tasks:
+            self.discard(entry)
         self.tasks[entry.id] = entry
-        self._has_changed(entry.id, entry)
+        self._note(entry, has_come=True)
 
     def discard(self, entry: Entry) -> None:
         """We have taken this task from there."""
-        del self.tasks[entry.id]
-        self._has_changed(entry.id, None)
+        self._note(self.tasks.pop(entry.id), has_come=False)
 
-    def _has_changed(self, task_id: str, entry: Entry | None) -> None:
-        self._in_order = None
+    def _note(self, entry: Entry, *, has_come: bool) -> None:
+        self._since.append((entry, has_come))
         if self._looking.locked():
-            self._meanwhile.append((task_id, entry))
+            self._meanwhile.append((entry, has_come))
 
     async def look(self) -> None:
         """Find out what others have done.
@@ -179,13 +186,16 @@ class _Shelf:
         """What lies there. Raises as `look`."""
         async with self._looking:
             await self._look()
-            while (in_order := self._in_order) is None:
-                # Sorting so many would keep the loop for a tenth of a second.
-                tasks, self._meanwhile = tuple(self.tasks.values()), []
-                in_order = await trio.to_thread.run_sync(Shelf, tasks, limiter=self._limiter)
-                if not self._meanwhile:
-                    self._in_order = in_order
-            return in_order
+            if self._in_order is None or self._since:
+                before, since = self._in_order, self._since
+                if before is None or len(since) >= MANY:
+                    work = partial(Shelf, tuple(self.tasks.values()))
+                else:
+                    work = partial(before.changed, since)
+                # What is done from now on is put in its place the next time. If this is cancelled, all is sorted then.
+                self._in_order, self._since = None, []
+                self._in_order = await trio.to_thread.run_sync(work, limiter=self._limiter)
+            return self._in_order
 
     async def _look(self) -> None:
         if time.monotonic() < self._rested_at:
@@ -200,13 +210,14 @@ class _Shelf:
         if found is None:
             return
         tasks, self._stamps, seconds = found
-        for task_id, entry in self._meanwhile:
-            if entry is None:
-                tasks.pop(task_id, None)
+        for entry, has_come in self._meanwhile:
+            if has_come:
+                tasks[entry.id] = entry
             else:
-                tasks[task_id] = entry
+                tasks.pop(entry.id, None)
         self.tasks = tasks
         self._in_order = None
+        self._since.clear()
         self._rested_at = time.monotonic() + REST * seconds
 
     def _read(self) -> tuple[dict[str, Entry], Mapping[str, int], float] | None:
@@ -215,4 +226,9 @@ class _Shelf:
             return None
         began = time.monotonic()
         entries, stamps = lying_in(path, self._place)
-        return {entry.id: entry for entry in entries}, stamps, time.monotonic() - began
+        known, tasks = self.tasks, {}
+        for entry in entries:
+            # Those that are as they were stay: to free very many of them takes long, and is done in the loop's thread.
+            old = known.get(entry.id)
+            tasks[entry.id] = old if old == entry and old is not None else entry
+        return tasks, stamps, time.monotonic() - began
