@@ -15,10 +15,11 @@ from trispool import dispatcher as dispatcher_module
 from trispool.backlog import SETTLE_SECONDS, Running
 from trispool.dispatcher import ENQUEUE_SECONDS, LONGEST_SLEEP, Dispatcher, DispatcherSettings
 from trispool.errors import SpoolUnavailable, TrispoolError
+from trispool.figures import Figures
 from trispool.packet import new_task
 from trispool.retry import RetryPolicy
 from trispool.store import Change, Claim
-from trispool.task import Entry, NewTask, Retrying
+from trispool.task import Entry, NewTask, Retrying, TaskState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
@@ -133,6 +134,7 @@ class Rig:
         self.starts: list[Start] = []
         self.wanted: list[float] = []
         self.clock_is_off_by = 0.0
+        self.figures = Figures(now)
         self.dispatcher = Dispatcher(
             store,
             self.history,
@@ -140,6 +142,7 @@ class Rig:
             remembered=remembered,
             frequency_wanted=self.wanted.append,
             clock=lambda: now() + self.clock_is_off_by,
+            watcher=self.figures,
         )
 
     def worker(self, pid: int = 1, capacity: int = 1, **options: Any) -> FakeWorker:
@@ -1007,3 +1010,48 @@ async def test_a_scan_of_very_many_tasks_that_are_gone_lets_others_run(autojump_
             ended.set()
         assert rounds >= 4
         assert rig.dispatcher.backlog.scheduled == 0
+
+
+# Who watches
+
+
+async def test_who_watches_is_told_what_becomes_of_each_task(autojump_clock: MockClock) -> None:
+    async with dispatching() as rig:
+        rig.figures.watch(10)
+        worker = rig.worker(capacity=3)
+        first, second, third = await rig.add(task(), task(), task())
+        await settled()
+        assert rig.figures.take_changes() == (dict.fromkeys((first, second, third), TaskState.RUNNING), 0)
+        worker.report(code="ok")
+        worker.report(code="failed")
+        worker.report(code="not_due", detail=str(now() + 100))
+        await settled()
+        states = {first: TaskState.DONE, second: TaskState.SCHEDULED, third: TaskState.SCHEDULED}
+        assert rig.figures.take_changes() == (states, 0)
+        total = rig.figures.snapshot().all.total
+        assert (total.enqueued, total.started, dict(total.outcomes)) == (3, 3, {"ok": 1, "failed": 1})
+
+
+async def test_who_watches_is_told_that_a_task_waits_again_that_a_worker_did_not_begin(
+    autojump_clock: MockClock,
+) -> None:
+    async with dispatching() as rig:
+        rig.figures.watch(10)
+        worker = rig.worker(capacity=2)
+        _, unbegun = await rig.add(task(), task())
+        await settled()
+        worker.die("killed by signal 9")
+        await settled()
+        changes, _ = rig.figures.take_changes()
+        assert changes[unbegun] is TaskState.READY
+
+
+async def test_what_the_first_scan_finds_is_not_told_as_new(autojump_clock: MockClock) -> None:
+    store = MemoryStore()
+    await store.add([task()])
+    async with dispatching(store=store) as rig:
+        await rig.scan()
+        assert rig.figures.snapshot().all.total.enqueued == 0
+        await store.add([task()])
+        await rig.scan()
+        assert rig.figures.snapshot().all.total.enqueued == 1

@@ -177,7 +177,11 @@ class Aftermath:
     def _not_begun(self, running: Running, claim: Claim, now: float) -> None:
         if not self._is_cancelled(running, Loss(claim, "returned", now, now, ""), now):
             self._to_release.append(claim)
-            self._backlog.put_back(running, now)
+            self._put_back(running, now)
+
+    def _put_back(self, running: Running, now: float, *, at: float | None = None, locked: bool = False) -> None:
+        self._backlog.put_back(running, now, at=at, locked=locked)
+        self._watcher.changed(running.entry.id, TaskState.READY if at is None or at <= now else TaskState.SCHEDULED)
 
     def not_there(self, running: Running) -> None:
         """A task that was to be run could not be claimed."""
@@ -292,16 +296,16 @@ class Aftermath:
         if code == "gone":
             self._backlog.vanished(running)
         elif code == "not_due":
-            self._backlog.put_back(running, now, at=float(str(report.detail)))
+            self._put_back(running, now, at=float(str(report.detail)))
         elif code == "locked":
-            self._backlog.put_back(running, now, at=now + self._backlog.frequency, locked=True)
+            self._put_back(running, now, at=now + self._backlog.frequency, locked=True)
         elif code == "settling" and report.detail:
             self._log.warning("task_cannot_be_opened", task=entry.id, reason=report.detail)
-            self._backlog.put_back(running, now, at=now + self._backlog.frequency)
+            self._put_back(running, now, at=now + self._backlog.frequency)
         elif code == "settling":
-            self._backlog.put_back(running, now, at=now + SETTLE_SECONDS)
+            self._put_back(running, now, at=now + SETTLE_SECONDS)
         else:
-            self._backlog.put_back(running, now)
+            self._put_back(running, now)
 
     def _give_up(self, running: Running, reason: str, row: AttemptRow) -> None:
         self._backlog.keep(running)
@@ -359,7 +363,7 @@ class Aftermath:
             again = RunAgain(now + self._backlog.frequency, running.attempt, by_frequency=True)
             self._wait_again(running, again, row, now, reason)
         else:
-            self._backlog.put_back(running, now, at=now + self._backlog.frequency)
+            self._put_back(running, now, at=now + self._backlog.frequency)
 
     async def _remove(self, running: Running, cancelling: Cancelling, row: AttemptRow) -> None:
         entry = self._backlog.as_it_is(running)
@@ -374,7 +378,7 @@ class Aftermath:
         if is_there:
             # Another process has it, or what its handler has started holds its file, or the disk fails.
             self._log.error("task_not_cancelled", task=entry.id, reason=str(cancelling.problem or "its file is in use"))
-            self._backlog.put_back(running, self._clock(), at=self._clock() + self._backlog.frequency, locked=True)
+            self._put_back(running, self._clock(), at=self._clock() + self._backlog.frequency, locked=True)
         else:
             self._backlog.gone(entry.ref)
             if self._backlog.finished(entry.id):

@@ -130,7 +130,7 @@ class Watcher(Protocol):
         """An attempt has ended, and the task is now in this state."""
 
     def changed(self, task_id: str, state: TaskState, /) -> None:
-        """An operator has done something to a task, which is now in this state."""
+        """An operator has done something to a task, or a worker has given it back; it is now in this state."""
 
 
 class Unwatched:
