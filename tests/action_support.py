@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from trispool.operating import Action
     from trispool.store import SpoolStore
     from trispool.task import AttemptRow, Retrying
+    from trispool.workforce import Watcher
 
 PATIENCE = 20.0
 FREQUENCY = 300.0
@@ -45,6 +46,7 @@ class Rig:
         ledger: Ledger,
         policy: RetryPolicy,
         remembered: Mapping[str, Retrying],
+        watcher: Watcher | None = None,
     ) -> None:
         self.store: Any = store
         self.ledger = ledger
@@ -53,7 +55,7 @@ class Rig:
             ledger,
             DispatcherSettings(self.name, FREQUENCY, policy),
             remembered=remembered,
-            watcher=self,
+            watcher=watcher or self,
         )
         self.actions = Actions(self, self.dispatcher, self)
         self.starts: list[Start] = []
@@ -163,6 +165,7 @@ async def acting(
     policy: RetryPolicy = RetryPolicy(),  # noqa: B008 (it is frozen)
     watching: bool = False,
     paused: bool = False,
+    watcher: Watcher | None = None,
 ) -> AsyncIterator[Rig]:
     """A spool at work.
 
@@ -172,11 +175,12 @@ async def acting(
         policy: When tasks are tried again.
         watching: Whether a scanner with its watch is at work, too.
         paused: Whether it starts no tasks.
+        watcher: In place of the rig itself.
     """
     ledger = Ledger(str(path / "history.db"))
     with trio.fail_after(PATIENCE):
         async with _store(kind, path) as store, trio.open_nursery() as nursery:
-            rig = Rig(store, ledger, policy, await ledger.open())
+            rig = Rig(store, ledger, policy, await ledger.open(), watcher)
             if paused:
                 rig.dispatcher.pause()
             await nursery.start(ledger.run_ledger)
