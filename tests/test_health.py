@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import Any
 
 import pytest
@@ -72,3 +73,15 @@ def test_what_was_refused_is_told_until_something_is_kept_or_a_while_has_gone() 
     refusals.refused("no space", NOW)
     refusals.kept()
     assert refusals.reason(NOW) is None
+
+
+def test_a_traceback_is_shown_to_those_with_a_token_only() -> None:
+    try:
+        raise ValueError("no such key")
+    except ValueError:
+        problem = f"unmounted; handlers do not import: {traceback.format_exc()}"
+    told = ["default: unmounted; handlers do not import: ValueError: no such key"]
+    assert healthiness([status(problem=problem)]).problems == told
+    assert readiness([status("down", problem=problem)]).problems == [
+        "default: no worker is ready: unmounted; handlers do not import: ValueError: no such key"
+    ]

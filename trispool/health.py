@@ -1,4 +1,8 @@
-"""Whether the service does its work, and whether tasks that come now are kept and run; if not, why. Pure."""
+"""Whether the service does its work, and whether tasks that come now are kept and run; if not, why. Pure.
+
+Anybody may ask this, so of tracebacks only the last line is told: they show paths and code. `SpoolStatus.problem` has
+them whole, for those with a token.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +49,7 @@ class Refusals:
 def healthiness(statuses: Iterable[SpoolStatus]) -> Health:
     """Whether every spool does its work."""
     problems = [
-        f"{status.name}: {problem}"
+        f"{status.name}: {_brief(problem)}"
         for status in statuses
         for problem in dict.fromkeys((status.problem, status.refusing))
         if problem
@@ -62,7 +66,7 @@ def readiness(statuses: Sequence[SpoolStatus], *, stopping: bool = False) -> Hea
     """
     problems = ["the service is stopping"] if stopping else []
     for status in statuses:
-        problems += [f"{status.name}: {problem}" for problem in _unready(status)]
+        problems += [f"{status.name}: {_brief(problem)}" for problem in _unready(status)]
     return Health(not problems, problems)
 
 
@@ -73,3 +77,10 @@ def _unready(status: SpoolStatus) -> Iterable[str]:
         yield status.refusing
     if status.processes and not any(worker.state in _AT_WORK for worker in status.workers):
         yield f"no worker is ready: {status.problem}" if status.problem else "no worker is ready"
+
+
+def _brief(problem: str) -> str:
+    """A problem without the middle of its traceback."""
+    before, traceback, rest = problem.partition("Traceback (most recent call last):")
+    lines = rest.strip().splitlines()
+    return f"{before}{lines[-1]}" if traceback and lines else problem
