@@ -14,8 +14,8 @@ sorted by time of enqueuing, so of that only a page is looked at unless it is to
 
 from __future__ import annotations
 
-import heapq
 import math
+import random
 from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
@@ -28,7 +28,7 @@ from trispool.store import Aside
 from trispool.task import TaskState
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Sequence
 
     from trispool.cursors import Key
     from trispool.ledger import Ledger
@@ -45,7 +45,7 @@ _WAITING: Final = frozenset({TaskState.SCHEDULED, TaskState.READY})
 
 _lock: Final[trio.lowlevel.RunVar[trio.Lock]] = trio.lowlevel.RunVar("trispool_looking_through")
 
-_SLICE: Final = 1000
+_PART: Final = 1000
 """Tasks looked at before others have their turn, some 0.1 ms."""
 
 
@@ -117,8 +117,8 @@ async def _look_through(spool: Listable, best: _Best) -> None:
     with schedule.noting() as put:
         if best.states & _WAITING:
             async with _turn():
-                for start, stop in _slices(schedule.slots, backwards=best.descending):
-                    _glance(spool, start, stop, best)
+                for part in _shuffled(_parts(schedule.slots)):
+                    _glance(spool, part, best)
                     await trio.lowlevel.checkpoint()
         if TaskState.HELD in best.states:
             await _look_along(spool, await spool.store.held(), TaskState.HELD, best)
@@ -141,42 +141,57 @@ def _turn() -> trio.Lock:
         return lock
 
 
-def _slices(count: int, *, backwards: bool) -> Iterator[tuple[int, int]]:
-    """Parts of a range. Tasks mostly come in order, and then those of the first part keep all others out."""
-    starts = range(0, count, _SLICE)
-    for start in reversed(starts) if backwards else starts:
-        yield start, min(count, start + _SLICE)
+def _parts(count: int) -> list[range]:
+    """The parts of a range."""
+    return [range(start, min(count, start + _PART)) for start in range(0, count, _PART)]
 
 
-def _glance(spool: Listable, start: int, stop: int, best: _Best) -> None:
+def _shuffled(parts: list[range]) -> list[range]:
+    """In no order: else, if each task comes before those that were looked at, all of them would have to be considered."""
+    return random.sample(parts, len(parts))
+
+
+def _glance(spool: Listable, slots: range, best: _Best) -> None:
     """Consider the tasks in some slots of the schedule that may be among the best."""
-    schedule = spool.backlog.schedule
+    schedule, by_due = spool.backlog.schedule, best.by_due
     # Of the two states: 0 is scheduled, 2 ready.
     unwanted = 0 if TaskState.SCHEDULED not in best.states else 2 if TaskState.READY not in best.states else -1
     (low, high), (due_low, due_high) = best.enqueued, best.due
-    for slot, (due_at, microseconds, flags) in enumerate(schedule.briefs(start, stop), start):
-        if low <= microseconds <= high and due_low <= due_at <= due_high and flags & 2 != unwanted:
-            waiting = schedule.at(slot)
-            if waiting is not None and best.consider(spool, waiting):
-                (low, high), (due_low, due_high) = best.enqueued, best.due
+    likely = [
+        (due_at if by_due else microseconds, slot)
+        for slot, (due_at, microseconds, flags) in zip(slots, schedule.briefs(slots.start, slots.stop), strict=False)
+        if low <= microseconds <= high and due_low <= due_at <= due_high and flags & 2 != unwanted
+    ]
+    likely.sort(reverse=best.descending)
+    for value, slot in likely:
+        if not best.may_take(value):
+            break
+        waiting = schedule.at(slot)
+        if waiting is not None:
+            best.consider(spool, waiting)
 
 
 async def _look_along(spool: Listable, shelf: Shelf, state: TaskState, best: _Best) -> None:
-    """Consider the tasks that lie aside."""
+    """Consider the tasks that lie aside, which are sorted by time of enqueuing."""
+    by_due = best.by_due
     low, high = best.enqueued
     begin, end = bisect_left(shelf, low, key=_microseconds), bisect_right(shelf, high, key=_microseconds)
-    for start, stop in _slices(end - begin, backwards=best.descending):
-        entries = shelf[begin + start : begin + stop]
-        (low, high), (due_low, due_high) = best.enqueued, best.due
-        if not low <= _microseconds(entries[-1 if best.descending else 0]) <= high:
+    parts = _parts(end - begin)
+    for part in _shuffled(parts) if by_due else reversed(parts) if best.descending else parts:
+        entries = shelf[begin + part.start : begin + part.stop]
+        if not by_due and not best.may_take(_microseconds(entries[-1 if best.descending else 0])):
             break
-        for entry in reversed(entries) if best.descending else entries:
-            if (
-                due_low <= entry.at <= due_high
-                and low <= entry.order[0] <= high
-                and best.consider(spool, Aside(state, entry))
-            ):
-                (low, high), (due_low, due_high) = best.enqueued, best.due
+        (low, high), (due_low, due_high) = best.enqueued, best.due
+        likely = [
+            (entry.at if by_due else entry.order[0], number)
+            for number, entry in enumerate(entries)
+            if low <= entry.order[0] <= high and due_low <= entry.at <= due_high
+        ]
+        likely.sort(reverse=best.descending)
+        for value, number in likely:
+            if not best.may_take(value):
+                break
+            best.consider(spool, Aside(state, entries[number]))
         await trio.lowlevel.checkpoint()
 
 
@@ -205,7 +220,7 @@ class _Best:
     ) -> None:
         self.states = frozenset(states)
         self.descending = descending
-        self._by_due = by_due
+        self.by_due = by_due
         self._wanted = wanted
         self._after = after
         self._count = count
@@ -221,23 +236,24 @@ class _Best:
             self._narrow(after, is_begin=True)
 
     def _narrow(self, key: Key, *, is_begin: bool) -> None:
-        (low, high), value = (self.due, key[0]) if self._by_due else (self.enqueued, key[1])
+        (low, high), value = (self.due, key[0]) if self.by_due else (self.enqueued, key[1])
         window = (max(low, value), high) if is_begin is not self.descending else (low, min(high, value))
-        if self._by_due:
+        if self.by_due:
             self.due = window
         else:
             self.enqueued = window
 
-    def consider(self, spool: Listable, item: Waiting | Running | Aside) -> bool:
-        """Take this task if it is among them so far; what was known of it before counts no more.
+    def may_take(self, value: float) -> bool:
+        """Whether one of this due time, or these microseconds, may be among them, and those that come behind it."""
+        low, high = self.due if self.by_due else self.enqueued
+        return value >= low if self.descending else value <= high
 
-        Returns:
-            Whether `enqueued` or `due` has become smaller.
-        """
+    def consider(self, spool: Listable, item: Waiting | Running | Aside) -> None:
+        """Take this task if it is among them so far; what was known of it before counts no more."""
         entry, wanted = item.entry, self._wanted
         due_at = entry.at if isinstance(item, Aside) else item.due_at
         enqueued_at = entry.order[0] / 1e6
-        key = (due_at if self._by_due else 0.0, *entry.order, spool.name, entry.id)
+        key = (due_at if self.by_due else 0.0, *entry.order, spool.name, entry.id)
         if (spool.name, entry.id) in self._found:
             del self._found[spool.name, entry.id]
         if (
@@ -249,22 +265,23 @@ class _Best:
             or (self._after is not None and not self._comes_before(self._after, key))
             or (self._last is not None and self._comes_before(self._last, key))
         ):
-            return False
+            return
         self._found[spool.name, entry.id] = Found(key, spool, item)
-        return len(self._found) >= 2 * self._count + 16 and self._choose()
+        if len(self._found) >= 2 * self._count + 16:
+            self._choose()
 
     def _comes_before(self, first: Key, second: Key) -> bool:
         return first > second if self.descending else first < second
 
-    def _choose(self) -> bool:
+    def _choose(self) -> None:
         chosen = self._first()
         self._found = {(found.spool.name, found.item.entry.id): found for found in chosen}
         self._last = chosen[-1].key
         self._narrow(self._last, is_begin=False)
-        return True
 
     def _first(self) -> list[Found]:
-        return (heapq.nlargest if self.descending else heapq.nsmallest)(self._count, self._found.values(), key=_key_of)
+        # All but sorted mostly, which is why this takes a fifth of the time that a heap does.
+        return sorted(self._found.values(), key=_key_of, reverse=self.descending)[: self._count]
 
     def batch(self) -> Batch:
         """These tasks."""
