@@ -696,6 +696,16 @@ def test_show_finds_a_task_in_a_directory(spool: SpoolDirectory, priority: int |
     assert trispool("show", task, "--body", "--directory", "spool").stdout_bytes == b"x" * 5000
 
 
+def test_what_is_held_is_listed_and_shown(spool: SpoolDirectory) -> None:
+    task = add(spool, 1, priority=5)
+    add(spool, 2)
+    assert spool.hold(f"5/{task}")
+    (listed,) = json.loads(good("list", "--state", "held", "--json", "--directory", "spool"))["tasks"]
+    assert (listed["id"], listed["priority"]) == (task, 5)
+    shown = json.loads(good("show", task, "--json", "--directory", "spool"))
+    assert (shown["state"], shown["vars"]["n"]) == ("held", "1")
+
+
 def test_show_tells_why_a_file_cannot_be_read(spool: SpoolDirectory, folder: Path) -> None:
     name = "uwsgi_spoolfile_on_x_1_1_1_1_1"
     (folder / "spool" / name).write_bytes(b"\x12")

@@ -67,10 +67,10 @@ def list_tasks(
     with contextlib.ExitStack() as stack:
         opened = [(place, stack.enter_context(_opened(place))) for place in places if os.path.isdir(place.directory)]
         found = (
-            (entry, place, directory, is_dead)
+            (entry, place, directory, aside)
             for place, directory in opened
-            for is_dead in (False, True)
-            for entry in _entries(directory, is_dead=is_dead)
+            for aside in (None, "held", "dead")
+            for entry in _entries(directory, aside)
             if q is None or q in entry.id
         )
         choose = heapq.nlargest if descending else heapq.nsmallest
@@ -88,8 +88,8 @@ def find_task(places: Sequence[Place], task_id: str) -> dict[str, Any]:
     Raises:
         TaskNotFound: It does not wait in any of the directories.
     """
-    with _found(places, task_id) as (place, directory, entry, is_dead):
-        document = _summary(entry, place, directory, is_dead) | {"vars": None, "body": None, "history": []}
+    with _found(places, task_id) as (place, directory, entry, aside):
+        document = _summary(entry, place, directory, aside) | {"vars": None, "body": None, "history": []}
         try:
             vars, body = directory.read(entry.ref)
         except Unclaimable as error:
@@ -108,34 +108,36 @@ def read_body(places: Sequence[Place], task_id: str) -> bytes:
 
 
 @contextlib.contextmanager
-def _found(places: Sequence[Place], task_id: str) -> Iterator[tuple[Place, SpoolDirectory, Entry, bool]]:
+def _found(places: Sequence[Place], task_id: str) -> Iterator[tuple[Place, SpoolDirectory, Entry, str | None]]:
     for place in places:
         if not os.path.isdir(place.directory):
             continue
         with _opened(place) as directory:
             folders = ("", *(f"{name}/" for name in directory.priorities()))
             waiting = (directory.look(folder + task_id) for folder in folders) if is_spool_name(task_id) else ()
-            dead = (entry for entry in directory.dead() if entry.id == task_id)
             if (entry := next((entry for entry in waiting if entry is not None), None)) is not None:
-                yield place, directory, entry, False
+                yield place, directory, entry, None
                 return
-            if (entry := next(dead, None)) is not None:
-                yield place, directory, entry, True
-                return
+            for aside in ("held", "dead"):
+                for entry in _entries(directory, aside):
+                    if entry.id == task_id:
+                        yield place, directory, entry, aside
+                        return
     raise TaskNotFound(f"there is no task {task_id!r}; what is done is known to the service only")
 
 
-def _entries(directory: SpoolDirectory, *, is_dead: bool) -> Iterator[Entry]:
-    if is_dead:
-        yield from directory.dead()
-    else:
+def _entries(directory: SpoolDirectory, aside: str | None) -> Iterator[Entry]:
+    """What waits, or what is `held` or `dead`."""
+    if aside is None:
         for chunk in directory.scan():
             yield from chunk
+    else:
+        yield from directory.held() if aside == "held" else directory.dead()
 
 
-def _summary(entry: Entry, place: Place, directory: SpoolDirectory, is_dead: bool) -> dict[str, Any]:
-    if is_dead:
-        state = "dead"
+def _summary(entry: Entry, place: Place, directory: SpoolDirectory, aside: str | None) -> dict[str, Any]:
+    if aside is not None:
+        state = aside
     elif _is_locked(directory.absolute(entry.ref)):
         state = "running"
     else:
