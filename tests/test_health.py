@@ -65,13 +65,16 @@ def test_a_spool_that_has_kept_nothing_lately_is_not_well() -> None:
 def test_what_was_refused_is_told_until_something_is_kept_or_a_while_has_gone() -> None:
     refusals = Refusals()
     assert refusals.reason(NOW) is None
-    refusals.refused("no space", NOW)
+    assert not refusals.kept()
+    assert refusals.refused("no space", NOW)
+    assert not refusals.refused("no space", NOW), "it is no news"
     assert refusals.reason(NOW) == "no space"
     assert refusals.reason(NOW + LATELY_SECONDS - 1) == "no space"
     assert refusals.reason(NOW + LATELY_SECONDS) is None
     assert refusals.reason(NOW - 3600) is None, "the clock was set back"
-    refusals.refused("no space", NOW)
-    refusals.kept()
+    assert refusals.refused("no space", NOW + LATELY_SECONDS)
+    assert refusals.kept()
+    assert not refusals.kept(), "it is no news"
     assert refusals.reason(NOW) is None
 
 

@@ -31,14 +31,18 @@ class Refusals:
         self._reason = ""
         self._until = 0.0
 
-    def refused(self, reason: str, now: float) -> None:
-        """Something was not kept, at that time (Unix seconds)."""
+    def refused(self, reason: str, now: float) -> bool:
+        """Something was not kept, at that time (Unix seconds). Returns whether that is news."""
+        is_new = self.reason(now) is None
         self._reason = reason
         self._until = now + LATELY_SECONDS
+        return is_new
 
-    def kept(self) -> None:
-        """Something was kept."""
+    def kept(self) -> bool:
+        """Something was kept. Returns whether that is news."""
+        is_new = bool(self._reason)
         self._reason = ""
+        return is_new
 
     def reason(self, now: float) -> str | None:
         """Why the spool keeps nothing, as far as is known at that time (Unix seconds), or None."""

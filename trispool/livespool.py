@@ -173,9 +173,10 @@ class LiveSpool:
             await trio.lowlevel.checkpoint()
             results += await self._keep(tasks[len(results) : len(results) + ENQUEUE_AT_ONCE])
         if results and isinstance(results[-1], SpoolUnavailable):
-            self._refusals.refused(str(results[-1]), time.time())
-        elif results:
-            self._refusals.kept()
+            if self._refusals.refused(str(results[-1]), time.time()):
+                _log.error("tasks_not_kept", spool=self.name, error=str(results[-1]))
+        elif results and self._refusals.kept():
+            _log.info("tasks_kept_again", spool=self.name)
         return results
 
     async def _keep(self, tasks: Sequence[NewTask]) -> Sequence[Entry | TrispoolError]:
