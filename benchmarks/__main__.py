@@ -37,6 +37,10 @@ _COUNT = click.IntRange(1, CAPACITY // 2)
 @click.option(
     "--http-batches", default=_DEFAULTS.http_batches, show_default=True, type=click.IntRange(1, 500), help="By HTTP."
 )
+@click.option("--waiting", default=_DEFAULTS.waiting, show_default=True, type=click.IntRange(1), help="Tasks to list.")
+@click.option(
+    "--finished", default=_DEFAULTS.finished, show_default=True, type=click.IntRange(1), help="Tasks in the history."
+)
 @click.option("--drain", default=_DEFAULTS.drain, show_default=True, type=_COUNT, help="Files to drain.")
 @click.option("--latency", default=_DEFAULTS.latency, show_default=True, type=_COUNT, help="Tasks one at a time.")
 @click.option(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from benchmarks.client import Address, exchange, run_load
 from benchmarks.httpload import post, post_all
 from benchmarks.machine import create_cost
+from benchmarks.pages import ASKED, pages
 from benchmarks.report import CREATE_COST, Measure, percentile
 from benchmarks.servers import Kind, Server, ServerFailed, prepare, running
 from trispool import spoolfile
@@ -71,6 +72,8 @@ class Sizes:
         at_seconds: How long the times of these are apart.
         http: Tasks by single HTTP requests.
         http_batches: Batches by HTTP.
+        waiting: Tasks for tomorrow, and as many that are held, and that are dead, to be listed.
+        finished: Tasks in the history.
         processes: Client processes.
         connections: Of each.
     """
@@ -84,6 +87,8 @@ class Sizes:
     at_seconds: float = 4.0
     http: int = 4_000
     http_batches: int = 60
+    waiting: int = 100_000
+    finished: int = 1_000_000
     processes: int = 2
     connections: int = 16
 
@@ -384,6 +389,18 @@ SCENARIOS: Final[dict[str, Scenario]] = {
         lambda sizes: f"The same, {sizes.scheduled_latency} beside {sizes.scheduled:,} tasks for tomorrow",
         scheduled_latency,
         lambda _: ["A scan that falls due meanwhile (every 30 s) is part of the CPU."],
+    ),
+    "pages": Scenario(
+        lambda sizes: (
+            f"Pages of lists by HTTP: {sizes.waiting:,} tasks wait, {sizes.waiting:,} are held, {sizes.waiting:,} are "
+            f"dead, {sizes.finished:,} are finished"
+        ),
+        pages,
+        lambda _: [
+            f"Each is asked for {ASKED} times. uWSGI has nothing like it.",
+            "A page with a filter that little fits may be short, or empty, and yet not be the last.",
+        ],
+        (Kind.OS,),
     ),
     "at": Scenario(
         lambda sizes: f"{sizes.at} tasks with `at`, within {sizes.at_seconds:g} s",

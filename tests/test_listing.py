@@ -420,7 +420,7 @@ async def test_what_was_recorded_late_is_not_left_out(order: Order, limit: int, 
 async def test_what_stays_is_neither_missed_nor_doubled_while_others_come_and_go(
     order: Order, limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unfinished, "_SLICE", 7)
+    monkeypatch.setattr(unfinished, "_PART", 7)
     choose = random.Random(limit)
     async with spools(tmp_path, "a") as (spool,):
         stay = set(range(0, 300, 3))
@@ -482,7 +482,7 @@ async def test_a_task_that_is_held_meanwhile_is_listed_once(tmp_path: Path) -> N
 async def test_when_those_chosen_vanish_the_others_are_on_the_next_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unfinished, "_SLICE", 10)
+    monkeypatch.setattr(unfinished, "_PART", 10)
     async with spools(tmp_path, "a") as (spool,):
         spool.waits(*range(100))
 

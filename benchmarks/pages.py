@@ -1,0 +1,220 @@
+"""How long a page of a list of tasks takes by HTTP, and how long it keeps others waiting.
+
+There are as many tasks as the sizes say in each of four places: the directory (for tomorrow), `.trispool/held`,
+`.trispool/dead` and the history. Each question is asked several times, on one connection that stays open. Meanwhile
+another client pings the server: its answer takes as long as whatever else keeps the event loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlencode
+
+from benchmarks.client import exchange
+from benchmarks.report import Measure, percentile
+from benchmarks.servers import Kind, ServerFailed, prepare, running
+from trispool import spoolfile
+from trispool.ledgerfile import LedgerFile
+from trispool.packet import encode_vars
+from trispool.task import AttemptRow
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from benchmarks.scenarios import Sizes
+
+__all__ = ["pages"]
+
+ASKED: Final = 30
+"""Times that each question is asked."""
+
+LIMIT: Final = 50
+"""Tasks on a page, as by default."""
+
+DAY: Final = 86_400.0
+MICROSECONDS: Final = 1_000_000
+_PING: Final = bytes([100, 0, 0, 0])
+_PING_SECONDS: Final = 0.001
+_ROWS: Final = 5_000
+_HANDLERS: Final = ("encode", "notify", "thumbnail", "index")
+_RARE: Final = 20_000
+"""One in so many tasks has another handler, "rare"."""
+
+
+def pages(kind: Kind, folder: Path, sizes: Sizes) -> Mapping[Measure, float]:
+    """The time of pages: the first, one in the middle, the last, and with each filter."""
+    # To make them takes longer than all the rest, and they stay what they are: the rounds share them.
+    folder = folder.parent / "pages"
+    if not folder.exists():
+        _fill(prepare(folder), sizes)
+    figures = {}
+    with running(kind, folder) as server:
+        asker = _Asker(os.fspath(folder / "http"), (folder / "var" / "token").read_text().strip())
+        _wait_until_all_is_known(asker, sizes, server.check)
+        with _pinging(server.unix) as pings:
+            time.sleep(1.0)
+            figures[Measure("pings meanwhile: nobody asks, longest", "ms")] = max(pings) * 1e3
+            pings.clear()
+            for name, question in _questions(sizes):
+                times = sorted(asker.timed(question) for _ in range(ASKED))
+                figures[Measure(f"{name}, p50", "ms")] = percentile(times, 50) * 1e3
+                figures[Measure(f"{name}, longest", "ms")] = times[-1] * 1e3
+            ordered = sorted(pings)
+            for percent in (50, 99):
+                figures[Measure(f"pings meanwhile: p{percent}", "ms")] = percentile(ordered, percent) * 1e3
+            figures[Measure("pings meanwhile: longest", "ms")] = ordered[-1] * 1e3
+    return figures
+
+
+def _questions(sizes: Sizes) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Names of pages, and how to ask for them."""
+    middle = {"enqueued_after": _enqueued_at(sizes.waiting // 2)}
+    second = {**middle, "enqueued_before": _enqueued_at(sizes.waiting // 2) + 1}
+    newest: dict[str, Any] = {"order": "desc"}
+    for state in ("scheduled", "held", "dead"):
+        yield f"{state}: first", {"state": state}
+        yield f"{state}: middle", {"state": state, **middle}
+        yield f"{state}: last", {"state": state, **newest}
+    yield "scheduled, by due time: first", {"state": "scheduled", "sort": "due"}
+    yield "scheduled, by due time: last", {"state": "scheduled", "sort": "due", **newest}
+    yield "held, by due time: first", {"state": "held", "sort": "due"}
+    yield "all states: first", {}
+    yield "all states: middle", middle
+    yield "done: first", {"state": "done"}
+    yield "done: middle", {"state": "done", "enqueued_after": _enqueued_at(sizes.finished // 2)}
+    yield "done: last", {"state": "done", **newest}
+    yield "cancelled: last", {"state": "cancelled", **newest}
+    for state in ("scheduled", "held", "dead", "done"):
+        yield f"{state}, one handler of four", {"state": state, "handler": _HANDLERS[0]}
+        yield f"{state}, a handler that nobody asks for", {"state": state, "handler": "nobody"}
+        yield f"{state}, text of many", {"state": state, "q": "clip77"}
+        yield f"{state}, text of none", {"state": state, "q": "no such text"}
+        yield f"{state}, due on a day without any", {"state": state, "due_after": 7 * DAY, "due_before": 8 * DAY}
+        yield f"{state}, enqueued within a second", {"state": state, **second}
+
+
+class _Asker:
+    """A client of the API, on one connection."""
+
+    def __init__(self, path: str, token: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.connect(path)
+        self._token = token
+
+    def ask(self, path: str) -> Any:  # noqa: ANN401 # what JSON may be
+        """The answer to a GET."""
+        head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {self._token}\r\n\r\n"
+        self._socket.sendall(head.encode())
+        received = b""
+        while not (parts := received.partition(b"\r\n\r\n"))[1] or len(parts[2]) < _length(parts[0]):
+            more = self._socket.recv(0x40000)
+            if not more:
+                raise ServerFailed(f"{path}: the server closed the connection")
+            received += more
+        if not received.startswith(b"HTTP/1.1 200 "):
+            raise ServerFailed(f"{path}: {received[:500]!r}")
+        return json.loads(parts[2])
+
+    def timed(self, question: Mapping[str, Any]) -> float:
+        """Seconds that a page takes."""
+        began = time.monotonic()
+        self.ask("/api/v1/tasks?" + urlencode({"limit": LIMIT, **question}))
+        return time.monotonic() - began
+
+
+def _length(head: bytes) -> int:
+    return int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
+
+
+@contextlib.contextmanager
+def _pinging(address: str) -> Iterator[list[float]]:
+    """Seconds that each of the pings took that are sent meanwhile, one after the other."""
+    pings: list[float] = []
+    stop = threading.Event()
+
+    def ping() -> None:
+        while not stop.wait(_PING_SECONDS):
+            began = time.monotonic()
+            exchange(address, _PING)
+            pings.append(time.monotonic() - began)
+
+    thread = threading.Thread(target=ping)
+    thread.start()
+    try:
+        yield pings
+    finally:
+        stop.set()
+        thread.join()
+
+
+# Many tasks
+
+
+def _wait_until_all_is_known(asker: _Asker, sizes: Sizes, check: Any) -> None:  # noqa: ANN401
+    deadline = time.monotonic() + 120.0
+    while True:
+        check()
+        (spool,) = asker.ask("/api/v1/spools")["spools"]
+        if spool["scheduled"] == sizes.waiting and spool["dead"] == sizes.waiting:
+            return
+        if time.monotonic() > deadline:
+            raise ServerFailed(f"of {sizes.waiting} tasks in each state it knows only {spool}")
+        time.sleep(0.1)
+
+
+def _enqueued_at(number: int) -> float:
+    return 1_700_000_000.0 + number / 100
+
+
+def _fill(spool: Path, sizes: Sizes) -> None:
+    tomorrow = time.time() + DAY
+    for place in ("", ".trispool/held", ".trispool/dead"):
+        (spool / place).mkdir(parents=True, exist_ok=True)
+        for number in range(sizes.waiting):
+            path = spool / place / _name(number, place)
+            path.write_bytes(spoolfile.encode(_vars(number), b""))
+            os.utime(path, (tomorrow + number % 1000, tomorrow + number % 1000))
+    file = LedgerFile(os.fspath(spool / ".trispool" / "spool.db"))
+    file.open()
+    for start in range(0, sizes.finished, _ROWS):
+        file.write([_row(number) for number in range(start, min(sizes.finished, start + _ROWS))], {})
+    file.write([_died(number) for number in range(sizes.waiting)], {})
+    file.close()
+    os.sync()
+
+
+def _name(number: int, place: str) -> str:
+    seconds, microseconds = divmod(round(_enqueued_at(number) * MICROSECONDS), MICROSECONDS)
+    return spoolfile.new_name(f"host{place[-4:]}", 1234, number, number * 7919 % 2**31, seconds, microseconds)
+
+
+def _vars(number: int) -> bytes:
+    handler = _HANDLERS[number % len(_HANDLERS)] if number % _RARE else "rare"
+    path = f"/srv/media/incoming/clip{number % 777}.mov"
+    return encode_vars({"handler": handler, "key": str(number), "path": path, "preset": "fast"})
+
+
+def _died(number: int) -> AttemptRow:
+    """What is known of a task that lies in `.trispool/dead`."""
+    name, at, handler = _name(number, "dead"), _enqueued_at(number), _HANDLERS[number % len(_HANDLERS)]
+    return AttemptRow(name, 3, "failed", "dead", at + 1, 0.1, 0.2, 77, handler, "OSError: no", None, at, None, at)
+
+
+def _row(number: int) -> AttemptRow:
+    """Of a hundred tasks one is cancelled, and one has failed once and waits."""
+    name, at = _name(number, "done"), _enqueued_at(number)
+    handler, vars_ = _HANDLERS[number % len(_HANDLERS)], _vars(number)
+    if number % 100 == 0:
+        return AttemptRow(
+            name, 0, "cancelled", "cancelled", at + 1, 0.0, 0.0, 0, None, "by alice", None, at, None, at, vars_
+        )
+    if number % 100 == 1:
+        return AttemptRow(name, 1, "failed", None, at + 1, 0.1, 0.2, 77, handler, "OSError: no", None, at, None, at)
+    return AttemptRow(name, 1, "ok", "done", at + 1, 0.1, 0.2, 77, handler, None, None, at, None, at, vars_)
