@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import structlog.testing
 import trio
 
 from tests.worker_support import PATIENCE, write_handlers
@@ -168,6 +169,30 @@ async def test_why_nothing_was_kept_is_told_until_something_is(tmp_path: Path) -
             (tmp_path / "away").rename(tmp_path / "spool")
             await spool.enqueue([new_task({"n": "1"})])
             assert spool.status().refusing is None
+
+
+async def test_that_nothing_is_kept_is_logged_once_and_so_is_its_end(tmp_path: Path) -> None:
+    with trio.fail_after(PATIENCE), structlog.testing.capture_logs() as lines:
+        async with open_spool(settings(tmp_path), []) as spool:
+            (tmp_path / "spool").rename(tmp_path / "away")
+            for _ in range(3):
+                await spool.enqueue([new_task({"n": "1"})])
+            (tmp_path / "away").rename(tmp_path / "spool")
+            for _ in range(3):
+                await spool.enqueue([new_task({"n": "1"})])
+    told = [(line["log_level"], line["event"]) for line in lines if "kept" in line["event"]]
+    assert told == [("error", "tasks_not_kept"), ("info", "tasks_kept_again")]
+
+
+async def test_a_spool_counts_what_happens_in_it(tmp_path: Path) -> None:
+    with trio.fail_after(PATIENCE):
+        async with open_spool(settings(tmp_path), []) as spool, trio.open_nursery() as nursery:
+            await spool.enqueue([new_task({"n": str(number)}) for number in range(3)])
+            await nursery.start(spool.find)
+            figures = spool.figures.snapshot()
+            assert figures.all.total.enqueued == 3
+            assert (figures.commits.count, figures.scans.count) == (1, 1)
+            nursery.cancel_scope.cancel()
 
 
 # What runs
