@@ -273,21 +273,21 @@ class _Best:
     def _comes_before(self, first: Key, second: Key) -> bool:
         return first > second if self.descending else first < second
 
-    def _choose(self) -> None:
-        chosen = self._first()
+    def _choose(self) -> list[Found]:
+        chosen = self._in_order()[: self._count]
         self._found = {(found.spool.name, found.item.entry.id): found for found in chosen}
         self._last = chosen[-1].key
         self._narrow(self._last, is_begin=False)
+        return chosen
 
-    def _first(self) -> list[Found]:
+    def _in_order(self) -> list[Found]:
         # Of a few runs that are sorted: this takes a fifth of the time that a heap does.
-        return sorted(self._found.values(), key=_key_of, reverse=self.descending)[: self._count]
+        return sorted(self._found.values(), key=_key_of, reverse=self.descending)
 
     def batch(self) -> Batch:
         """These tasks."""
-        if len(self._found) > self._count:
-            self._choose()
-        return Batch(self._first(), self._last)
+        found = self._choose() if len(self._found) > self._count else self._in_order()
+        return Batch(found, self._last)
 
 
 def _key_of(found: Found) -> Key:
