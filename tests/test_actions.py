@@ -451,6 +451,30 @@ async def test_a_task_that_is_handed_out_just_after_it_was_acted_on_does_not_run
         assert await rig.state(entry.id) is expected
 
 
+async def test_a_task_that_has_run_before_we_knew_that_it_was_rescheduled_is_done(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with acting(kind, tmp_path) as rig:
+        entry = await bring(rig, "ready")
+        worker = rig.worker()
+        real = rig.store.reschedule
+
+        async def then_it_runs(*args: Any) -> Any:
+            moved = await real(*args)
+            rig.dispatcher.resume()
+            await rig.until("started", entry.id)
+            if kind == "directory":
+                (tmp_path / "spool" / entry.ref).unlink()
+            worker.report()
+            return moved
+
+        monkeypatch.setattr(rig.store, "reschedule", then_it_runs)
+        with pytest.raises(TaskRefused, match="it is done, so reschedule is not possible"):
+            await rig.act(entry.id, RESCHEDULE, 1_000_000_000.0)
+        assert await rig.outcomes(entry.id) == ["ok"]
+        await rig.check()
+
+
 @pytest.mark.parametrize("lock", ["uwsgi", "trispool"])
 @pytest.mark.parametrize("action", [CANCEL, HOLD, RESCHEDULE, RUN])
 async def test_a_task_that_another_process_has_taken_is_left_alone(action: Action, lock: str, tmp_path: Path) -> None:

@@ -187,6 +187,9 @@ class Dispatcher:
             outcome: `hurried`, `retried` or `rescheduled`.
             by: Who did it.
         """
+        found = self.backlog.find(entry.id)
+        if found is None or found.entry.ref != entry.ref:
+            return  # it was due already, and a worker has been quicker
         now = self._clock()
         self._move(entry, due_at, now)
         self._note(entry, self.backlog.attempts(entry.id), outcome, self._state_of(entry, now), by)
