@@ -47,7 +47,7 @@ LOOK_SECONDS: Final = 0.025
 ROWS: Final = SEARCH_ROWS
 
 SELECT_AT_ONCE: Final = 1_000
-"""Tasks of a selection that are found by one glance at all that wait. To put so many in order keeps the loop for 2 ms."""
+"""Tasks of a selection that are found by one glance at all that wait; to sort so many keeps the loop for 2 ms."""
 
 _FINISHED: Final = frozenset({TaskState.DONE, TaskState.CANCELLED})
 _SORTED_BY_DUE: Final = frozenset({TaskState.SCHEDULED, TaskState.READY, TaskState.HELD})
