@@ -179,3 +179,16 @@ async def test_a_client_that_leaves_a_stream_was_answered(lines: io.StringIO) ->
     [line] = requests_in(lines)
     assert line["route"] == "/api/v1/events"
     assert (line["status"], line["bytes"] > 0) == (200, True)
+
+
+async def test_what_is_no_request_is_told_without_what_it_was(lines: io.StringIO) -> None:
+    counts = HttpCounts()
+    async with serving(counts) as client:
+        stream = await trio.open_tcp_stream(client.base_url.host, client.base_url.port or 0)
+        await stream.send_all(b"hunter2 is no HTTP\r\n\r\n")
+        assert (await stream.receive_some()).startswith(b"HTTP/1.1 400")
+        await stream.aclose()
+    assert counts.requests == {("", "unmatched", "400"): 1}
+    [line] = requests_in(lines)
+    assert (line["status"], line["client"]) == (400, "127.0.0.1")
+    assert "hunter2" not in lines.getvalue()

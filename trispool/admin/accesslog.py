@@ -102,6 +102,11 @@ class AccessLog(Logger):
         counts.seconds[route] += request_time
         counts.sent[route] += access.sent
 
+    def refused(self, status: int, client: tuple[str, int] | None) -> None:
+        """Log and count what was answered with `status` because it was no request."""
+        _log.info("http_request", method=None, status=status, client=client[0] if client else "unix")
+        self._counts.requests["", UNMATCHED, str(status)] += 1
+
     async def exception(self, message: str, *args: object, **kwargs: object) -> None:
         """Log the exception that is being handled: one that the application let through."""
         _log.exception("http_application_failed")

@@ -103,6 +103,10 @@ class Http1(H11Protocol):
 
         In one piece: while it is sent, the application may answer the part that looked like a request.
         """
+        if self.stream is None:  # else it logs what became of its request
+            log = self.config.log
+            assert isinstance(log, AccessLog)  # see HttpConfig
+            log.refused(status_code, self.client)
         content = problem_bytes(status_code, _DETAILS.get(status_code, "This is not a valid HTTP/1.1 request."))
         headers = [
             (b"content-type", b"application/problem+json"),
