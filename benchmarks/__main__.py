@@ -41,6 +41,7 @@ _COUNT = click.IntRange(1, CAPACITY // 2)
 @click.option(
     "--finished", default=_DEFAULTS.finished, show_default=True, type=click.IntRange(1), help="Tasks in the history."
 )
+@click.option("--asked", default=_DEFAULTS.asked, show_default=True, type=click.IntRange(1), help="Times, each page.")
 @click.option("--drain", default=_DEFAULTS.drain, show_default=True, type=_COUNT, help="Files to drain.")
 @click.option("--latency", default=_DEFAULTS.latency, show_default=True, type=_COUNT, help="Tasks one at a time.")
 @click.option(

@@ -25,15 +25,12 @@ from trispool.packet import encode_vars
 from trispool.task import AttemptRow
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from benchmarks.scenarios import Sizes
 
 __all__ = ["pages"]
-
-ASKED: Final = 30
-"""Times that each question is asked."""
 
 LIMIT: Final = 50
 """Tasks on a page, as by default."""
@@ -63,7 +60,7 @@ def pages(kind: Kind, folder: Path, sizes: Sizes) -> Mapping[Measure, float]:
             figures[Measure("pings meanwhile: nobody asks, longest", "ms")] = max(pings) * 1e3
             pings.clear()
             for name, question in _questions(sizes):
-                times = sorted(asker.timed(question) for _ in range(ASKED))
+                times = sorted(asker.timed(question) for _ in range(sizes.asked))
                 figures[Measure(f"{name}, p50", "ms")] = percentile(times, 50) * 1e3
                 figures[Measure(f"{name}, longest", "ms")] = times[-1] * 1e3
             ordered = sorted(pings)
@@ -157,12 +154,12 @@ def _pinging(address: str) -> Iterator[list[float]]:
 # Many tasks
 
 
-def _wait_until_all_is_known(asker: _Asker, sizes: Sizes, check: Any) -> None:  # noqa: ANN401
+def _wait_until_all_is_known(asker: _Asker, sizes: Sizes, check: Callable[[], None]) -> None:
     deadline = time.monotonic() + 120.0
     while True:
         check()
         (spool,) = asker.ask("/api/v1/spools")["spools"]
-        if spool["scheduled"] == sizes.waiting and spool["dead"] == sizes.waiting:
+        if all(spool[state] == sizes.waiting for state in ("scheduled", "held", "dead")):
             return
         if time.monotonic() > deadline:
             raise ServerFailed(f"of {sizes.waiting} tasks in each state it knows only {spool}")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from benchmarks.client import Address, exchange, run_load
 from benchmarks.httpload import post, post_all
 from benchmarks.machine import create_cost
-from benchmarks.pages import ASKED, pages
+from benchmarks.pages import pages
 from benchmarks.report import CREATE_COST, Measure, percentile
 from benchmarks.servers import Kind, Server, ServerFailed, prepare, running
 from trispool import spoolfile
@@ -74,6 +74,7 @@ class Sizes:
         http_batches: Batches by HTTP.
         waiting: Tasks for tomorrow, and as many that are held, and that are dead, to be listed.
         finished: Tasks in the history.
+        asked: How often each page is asked for.
         processes: Client processes.
         connections: Of each.
     """
@@ -89,6 +90,7 @@ class Sizes:
     http_batches: int = 60
     waiting: int = 100_000
     finished: int = 1_000_000
+    asked: int = 30
     processes: int = 2
     connections: int = 16
 
@@ -396,8 +398,8 @@ SCENARIOS: Final[dict[str, Scenario]] = {
             f"dead, {sizes.finished:,} are finished"
         ),
         pages,
-        lambda _: [
-            f"Each is asked for {ASKED} times. uWSGI has nothing like it.",
+        lambda sizes: [
+            f"Each is asked for {sizes.asked} times. uWSGI has nothing like it.",
             "A page with a filter that little fits may be short, or empty, and yet not be the last.",
         ],
         (Kind.OS,),

@@ -100,3 +100,13 @@ def test_http_tasks_are_all_run_when_they_come_one_by_one_and_in_batches(tmp_pat
     # The scenario itself fails if the tasks that have run are not those that were acknowledged.
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1,000 a request: enqueued and run" in done.stdout
+
+
+def test_pages_are_asked_for_when_all_tasks_are_known(tmp_path):
+    command = [sys.executable, "-m", "benchmarks", "pages", "--rounds", "1", "--directory", os.fspath(tmp_path)]
+    command += ["--waiting", "60", "--finished", "200", "--asked", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line.split("|")[1].strip() for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert {"scheduled: first, p50", "all states: middle, longest", "done, text of none, p50"} <= set(rows)
+    assert list(tmp_path.iterdir()) == []
