@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import random
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -332,3 +335,63 @@ async def test_a_running_async_task_is_cancelled_alone(
         assert (found.summary.state, found.summary.attempts) == (TaskState.RUNNING, 1)
         assert notes.ends == [(first, "cancelled", TaskState.CANCELLED)]
     fifo.close()
+
+
+LOGGING = """
+import os
+from trispool import handler, Task
+
+@handler
+def tells(task: Task, log: str):
+    fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(fd, task.id.encode() + b"\\n")
+    os.close(fd)
+"""
+
+
+async def test_whatever_operators_do_each_task_runs_once_or_is_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log"
+    log.touch()
+    rng = random.Random(3)
+    options = {"imports": (write_handlers(tmp_path, LOGGING),), "processes": 2, "frequency": 0.05}
+    async with running(settings(tmp_path, **options)) as spool:
+        notes = Notes(spool, monkeypatch)
+        ids: list[str] = []
+        cancelled: set[str] = set()
+
+        async def produce() -> None:
+            for _ in range(40):
+                soon = time.time() + 0.1
+                new = [new_task({"handler": "tells", "log": str(log)}, at=rng.choice([None, soon])) for _ in range(10)]
+                ids.extend(entry.id for entry in await spool.enqueue(new) if isinstance(entry, Entry))
+
+        async def operate() -> None:
+            for _ in range(200):
+                task_id, action = rng.choice(ids[-20:]), rng.choice([*Action])
+                with contextlib.suppress(TaskRefused):
+                    summary = await spool.act(task_id, action, "somebody", time.time() + rng.choice([-1, 0.1]))
+                    assert summary is not None
+                    if summary.state is TaskState.CANCELLED:
+                        cancelled.add(task_id)
+
+        ids += await add(spool, {"handler": "tells", "log": str(log)})
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(produce)
+            for _ in range(3):
+                nursery.start_soon(operate)
+        for entry in await spool.store.held():
+            await spool.act(entry.id, Action.RELEASE, "somebody")
+        for task_id in set(ids) - cancelled:
+            await notes.until(task_id, "ok", TaskState.DONE)
+        ran = log.read_text().split()
+        assert len(ran) == len(set(ran))
+        assert set(ids) - cancelled <= set(ran)
+        for task_id in cancelled & set(ran):
+            # It had just told when its worker was killed.
+            known = await spool.ledger.history(task_id)
+            assert known is not None
+            assert known.attempts[-1].number == 1
+        assert len(ids) == 401
+        assert [entry async for chunk in spool.store.scan() for entry in chunk] == []
