@@ -21,6 +21,7 @@ from trispool.errors import SpoolUnavailable, TaskRefused
 from trispool.operating import Action
 from trispool.packet import decode_vars, encode_vars, new_task
 from trispool.retry import RetryPolicy
+from trispool.store import Change
 from trispool.task import LATEST_AT, MAX_KEPT_VARS, Entry, Task, TaskState
 
 if TYPE_CHECKING:
@@ -318,6 +319,24 @@ async def test_attempts_of_what_a_person_holds_by_hand_are_not_forgotten_but_of_
         assert rig.backlog.attempts(entry.id) == 0
 
 
+async def test_attempts_are_not_forgotten_while_it_is_not_known_what_is_held(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with acting(kind, tmp_path, policy=TWICE) as rig:
+        entry = await bring(rig, "retrying")
+        await rig.act(entry.id, HOLD)
+
+        async def fails() -> Any:
+            raise SpoolUnavailable("no descriptors")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(rig.store, "held", fails)
+            for _ in range(3):
+                await rig.scan()
+        assert rig.backlog.attempts(entry.id) == 1
+        assert (await rig.act(entry.id, RELEASE)).attempts == 1
+
+
 # What the history keeps
 
 
@@ -472,6 +491,31 @@ async def test_a_task_that_has_run_before_we_knew_that_it_was_rescheduled_is_don
         with pytest.raises(TaskRefused, match="it is done, so reschedule is not possible"):
             await rig.act(entry.id, RESCHEDULE, 1_000_000_000.0)
         assert await rig.outcomes(entry.id) == ["ok"]
+        await rig.check()
+
+
+async def test_a_task_that_is_seen_and_run_before_we_knew_that_it_was_released_does_not_wait_again(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with acting(kind, tmp_path) as rig:
+        entry = await bring(rig, "held")
+        worker = rig.worker()
+        real = rig.store.restore
+
+        async def then_it_starts(*args: Any) -> Any:
+            moved = await real(*args)
+            rig.dispatcher.resume()
+            rig.dispatcher.changed([Change(moved.ref, moved)])
+            await rig.until("started", entry.id)
+            return moved
+
+        monkeypatch.setattr(rig.store, "restore", then_it_starts)
+        assert (await rig.act(entry.id, RELEASE)).state is RUNNING
+        await rig.check()
+        if kind == "directory":
+            (tmp_path / "spool" / entry.ref).unlink()
+        worker.report()
+        assert await rig.state(entry.id) is DONE
         await rig.check()
 
 
@@ -671,6 +715,37 @@ async def test_a_task_that_is_cancelled_while_it_is_being_claimed_is_not_given_t
         assert [start.id for start in rig.starts] == [other.id]
         assert [*rig.store.tasks] == [other.id]
         assert await rig.outcomes(entry.id) == ["cancelled"]
+
+
+async def test_a_task_that_was_taken_away_while_it_was_being_claimed_cannot_be_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with acting("memory", tmp_path, paused=True) as rig:
+        entry = await rig.add()
+        claiming, go_on = trio.Event(), trio.Event()
+
+        async def claim(entries: Any) -> Any:
+            claiming.set()
+            await go_on.wait()
+            rig.store.tasks.clear()
+            return []
+
+        monkeypatch.setattr(rig.store, "claim", claim)
+        rig.worker()
+        rig.dispatcher.resume()
+        found: list[Any] = []
+
+        async def cancel() -> None:
+            found.append(await rig.actions.act(entry.id, CANCEL, "somebody"))
+
+        async with trio.open_nursery() as nursery:
+            await claiming.wait()
+            nursery.start_soon(cancel)
+            while not rig.asked_to_cancel:
+                await trio.lowlevel.checkpoint()
+            go_on.set()
+        assert found == [None]
+        assert not rig.dispatcher._aftermath.is_cancelling
 
 
 async def test_a_running_task_whose_file_was_moved_is_cancelled_where_it_is(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import random
@@ -16,6 +17,7 @@ import pytest
 import trio
 
 from trispool import spoolfile, spoolshelves
+from trispool.claimed import Settling
 from trispool.errors import SpoolUnavailable, TaskRefused
 from trispool.packet import encode_vars, new_task
 from trispool.store import Shelf
@@ -255,6 +257,79 @@ async def test_a_time_that_the_file_system_cannot_hold_is_refused(
         with pytest.raises(TaskRefused, match="cannot hold a time that late"):
             await store.restore(held, LATER)
         assert await store.restore(held) == entry
+
+
+async def test_a_file_that_is_moved_before_its_lock_is_had_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "spool"
+    real = spoolshelves.open_locked
+
+    def moved_just_then(spool: int, ref: str) -> int:
+        fd = real(spool, ref)
+        (path / ref).rename(tmp_path / "elsewhere")
+        (path / ref).write_bytes(b"another one")
+        return fd
+
+    async with opened(tmp_path) as store:
+        entry = await add(store, new_task({"n": "1"}, at=LATER))
+        monkeypatch.setattr(spoolshelves, "open_locked", moved_just_then)
+        assert await store.remove(entry) is None
+        assert (path / entry.ref).read_bytes() == b"another one"
+        assert await store.reschedule(entry, 1.0) is None
+        assert await store.hold(entry) is None
+        assert await seen(store) == [entry.ref]
+
+
+async def test_a_file_that_cannot_be_taken_from_its_place_is_not_put_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.unlink
+
+    def refuses(path: str, *, dir_fd: int) -> None:
+        if path == entry.ref:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        real(path, dir_fd=dir_fd)
+
+    async with opened(tmp_path) as store:
+        entry = await add(store)
+        with monkeypatch.context() as patch:
+            patch.setattr(spoolshelves.os, "unlink", refuses)
+            for operation in (store.hold, store.set_aside, store.remove):
+                with pytest.raises(SpoolUnavailable, match="Operation not permitted"):
+                    await operation(entry)
+        assert await seen(store) == [entry.ref]
+        assert ([*await store.held()], [*await store.dead()]) == ([], [])
+        assert await store.hold(entry) is not None
+
+
+async def test_a_file_that_a_person_takes_away_at_that_moment_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "spool"
+    real = os.link
+
+    def too_late(source: str, target: str, **options: Any) -> None:
+        (path / source).unlink()
+        real(source, target, **options)
+
+    async with opened(tmp_path) as store:
+        entry = await add(store)
+        monkeypatch.setattr(spoolshelves.os, "link", too_late)
+        assert await store.hold(entry) is None
+        assert (await seen(store), [*await store.held()]) == ([], [])
+
+
+async def test_a_file_that_we_may_not_open_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened(tmp_path) as store:
+        entry = await add(store)
+
+        def refuses(spool: int, ref: str) -> int:
+            raise Settling(f"{ref} cannot be opened: Permission denied")
+
+        monkeypatch.setattr(spoolshelves, "open_locked", refuses)
+        with pytest.raises(SpoolUnavailable, match=r"could not be removed: .* cannot be opened: Permission denied"):
+            await store.remove(entry)
 
 
 # A crash in the middle of a move
