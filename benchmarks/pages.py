@@ -20,6 +20,7 @@ from benchmarks.client import exchange
 from benchmarks.report import Measure, percentile
 from benchmarks.servers import Kind, ServerFailed, prepare, running
 from trispool import spoolfile
+from trispool.cursors import Cursor
 from trispool.ledgerfile import LedgerFile
 from trispool.packet import encode_vars
 from trispool.task import AttemptRow
@@ -37,6 +38,9 @@ LIMIT: Final = 50
 
 DAY: Final = 86_400.0
 MICROSECONDS: Final = 1_000_000
+_BEGAN: Final = time.time() // 1 - DAY
+"""When the first task was enqueued; a history that is older than a month would be deleted."""
+
 _PING: Final = bytes([100, 0, 0, 0])
 _PING_SECONDS: Final = 0.001
 _ROWS: Final = 5_000
@@ -72,8 +76,10 @@ def pages(kind: Kind, folder: Path, sizes: Sizes) -> Mapping[Measure, float]:
 
 def _questions(sizes: Sizes) -> Iterator[tuple[str, dict[str, Any]]]:
     """Names of pages, and how to ask for them."""
-    middle = {"enqueued_after": _enqueued_at(sizes.waiting // 2)}
-    second = {**middle, "enqueued_before": _enqueued_at(sizes.waiting // 2) + 1}
+    begin = _enqueued_at(sizes.waiting // 2)
+    # As the pages before would give it: they are thousands.
+    middle = {"cursor": Cursor("enqueued", (0, int(begin * MICROSECONDS), 0, "default", ""), {}).encode()}
+    second = {"enqueued_after": begin, "enqueued_before": begin + 1}
     newest: dict[str, Any] = {"order": "desc"}
     for state in ("scheduled", "held", "dead"):
         yield f"{state}: first", {"state": state}
@@ -85,7 +91,13 @@ def _questions(sizes: Sizes) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "all states: first", {}
     yield "all states: middle", middle
     yield "done: first", {"state": "done"}
-    yield "done: middle", {"state": "done", "enqueued_after": _enqueued_at(sizes.finished // 2)}
+    yield (
+        "done: middle",
+        {
+            "state": "done",
+            "cursor": Cursor("enqueued", None, {"default": sizes.finished // 2}).encode(),
+        },
+    )
     yield "done: last", {"state": "done", **newest}
     yield "cancelled: last", {"state": "cancelled", **newest}
     for state in ("scheduled", "held", "dead", "done"):
@@ -167,7 +179,7 @@ def _wait_until_all_is_known(asker: _Asker, sizes: Sizes, check: Callable[[], No
 
 
 def _enqueued_at(number: int) -> float:
-    return 1_700_000_000.0 + number / 100
+    return _BEGAN + number / 100
 
 
 def _fill(spool: Path, sizes: Sizes) -> None:
