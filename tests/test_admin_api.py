@@ -80,7 +80,7 @@ async def test_json_task_is_kept_and_answered_with_its_address(client: QuartClie
     document = {
         "vars": {"path": "/ä.mov", "n": 5, "ratio": 0.1, "yes": True, "no": False, "raw": {"base64": "/wA="}},
         "at": 1900000000.5,
-        "priority": 7,
+        "priority": 7.0,
         "body": base64.b64encode(b"\x00\xff body").decode(),
     }
     response = await post_json(client, document)
@@ -207,7 +207,9 @@ async def test_id_is_quoted_in_the_location(client: QuartClient, control: FakeCo
         ({"at": "1_000"}, "at"),
         ({"at": "nan"}, "at"),
         ({"priority": "5"}, "priority"),
-        ({"priority": 1.0}, "priority"),
+        ({"priority": 1.5}, "priority"),
+        ({"priority": 1e300}, "priority"),
+        ({"priority": float("inf")}, "Infinity"),
         ({"priority": -1}, "priority"),
         ({"priority": 10**9}, "priority"),
         ({"priority": True}, "priority"),

@@ -8,9 +8,10 @@ from quart import Response
 from quart_trio import QuartTrio
 
 from trispool.admin.api import api_routes
+from trispool.admin.docs import DocViews
 from trispool.admin.guard import install_guard
 from trispool.admin.problems import answer_errors
-from trispool.admin.routes import PREFIX, Route, blueprint_of
+from trispool.admin.routes import PREFIX, Route, TaskId, blueprint_of
 from trispool.admin.session import SessionApi
 from trispool.admin.settings import AdminSettings
 from trispool.admin.streams import STREAMS, Streams
@@ -46,6 +47,7 @@ def create_app(control: Control, *, accounts: Accounts, settings: AdminSettings 
     """
     settings = settings or AdminSettings()
     app = QuartTrio(__name__, static_folder=None, template_folder=None)
+    app.url_map.converters["task"] = TaskId
     app.url_map.merge_slashes = False  # `//tasks` is 404, not a redirect
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body
     app.config["BODY_TIMEOUT"] = settings.body_timeout
@@ -61,6 +63,9 @@ def create_app(control: Control, *, accounts: Accounts, settings: AdminSettings 
     sessions = SessionApi(control, accounts)
     app.register_blueprint(sessions.blueprint(PREFIX))
     needs |= sessions.roles()
+    docs = DocViews(app, needs)
+    app.register_blueprint(blueprint_of("docs", docs.routes()))
+    needs |= {f"docs.{route.name}": route.role for route in docs.routes()}
     install_guard(app, accounts=accounts, roles=needs, hosts=settings.hosts)
     answer_errors(app, settings)
     return app

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 from typing import TYPE_CHECKING, Any, Final
 
 from trispool.admin import moments
@@ -89,8 +90,8 @@ def _is_good(name: str, value: object) -> bool:
             return not _is_bad_at(value)
         case "priority", None:
             return True
-        case "priority", int():
-            return 0 <= value <= MAX_PRIORITY
+        case "priority", int() | float():
+            return math.isfinite(value) and value == int(value) and 0 <= value <= MAX_PRIORITY
         case "body", str():
             return _is_base64(value)
     return False

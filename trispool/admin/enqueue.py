@@ -61,7 +61,7 @@ class _Document(msgspec.Struct, forbid_unknown_fields=True):
 
     vars: dict[str, Any] | UnsetType = UNSET
     at: int | float | str | UnsetType | None = UNSET
-    priority: int | UnsetType | None = UNSET
+    priority: int | float | UnsetType | None = UNSET
     body: str | UnsetType = UNSET
 
 
@@ -118,12 +118,13 @@ def parse_document(data: bytes) -> NewTask:
                     vars[key.encode()] = _value(value)
                     if type(value) is dict:
                         keys += 1
-        at = priority = None
+        at: float | str | None = None
+        priority: int | None = None
         body = b""
         if document.at is not UNSET:
             at, keys = document.at, keys + 1
         if document.priority is not UNSET:
-            priority, keys = document.priority, keys + 1
+            priority, keys = _whole(document.priority), keys + 1
         if document.body is not UNSET:
             body, keys = _from_base64(document.body), keys + 1
         task = _task(vars, body, at, priority)
@@ -204,6 +205,13 @@ def _value(value: object) -> bytes:
         case {"base64": str(encoded), **others} if not others:
             return _from_base64(encoded)
     raise TaskRefused(f"a value of vars: expected {diagnosis.VAR}")
+
+
+def _whole(value: float | None) -> int | None:
+    """A priority; JSON does not tell 4.0 from 4."""
+    if value is None or value % 1 == 0:
+        return value if value is None else int(value)
+    raise TaskRefused(f"priority={value!r}: expected a whole number")
 
 
 def _from_base64(text: str) -> bytes:

@@ -60,6 +60,11 @@ def _whole(value: object) -> object:
     return value
 
 
+def _integral(value: object) -> object:
+    """JSON does not tell 4.0 from 4."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _moment(value: object) -> float:
     return moments.parse_moment(value)
 
@@ -67,7 +72,10 @@ def _moment(value: object) -> float:
 Text: TypeAlias = Annotated[str, StringConstraints(min_length=1, max_length=1000, pattern=_NO_NUL)]
 TaskId: TypeAlias = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID, pattern=_NO_NUL)]
 Moment: TypeAlias = Annotated[float, PlainValidator(_moment), WithJsonSchema(dict(moments.SCHEMA))]
-PageSize: TypeAlias = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=MAX_PAGE)]
+PageSize: TypeAlias = Annotated[int, Field(ge=1, le=MAX_PAGE), BeforeValidator(_whole)]
+
+
+Count: TypeAlias = Annotated[int, Field(strict=True, ge=1, le=MAX_PROCESSES), BeforeValidator(_integral)]
 
 
 class _NotNull:
@@ -165,9 +173,7 @@ class SpoolSettings(Request):
         description=f"seconds between two scans, from {SHORTEST_FREQUENCY} up to ten years",
     )
     paused: Maybe[bool] = Field(None, strict=True, description="true or false")
-    processes: Maybe[int] = Field(
-        None, strict=True, ge=1, le=MAX_PROCESSES, description=f"how many workers, from 1 to {MAX_PROCESSES}"
-    )
+    processes: Maybe[Count] = Field(None, description=f"how many workers, from 1 to {MAX_PROCESSES}")
 
     def change(self) -> SpoolChange:
         """The same as a value of the domain."""

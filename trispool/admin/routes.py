@@ -6,15 +6,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from quart import Blueprint, Response
+from werkzeug.routing import BaseConverter
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from trispool.admin.auth import Role
 
-__all__ = ["PREFIX", "Route", "blueprint_of"]
+__all__ = ["PREFIX", "Route", "TaskId", "blueprint_of"]
 
 PREFIX: Final = "/api/v1"
+
+
+class TaskId(BaseConverter):
+    """Of a path, a task's id: anything but `bulk`, which stands there for something else."""
+
+    regex = "(?!bulk$)[^/]+"
 
 
 @dataclass(frozen=True, slots=True)

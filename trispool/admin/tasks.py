@@ -37,20 +37,20 @@ class TaskViews:
         """Their addresses."""
         return (
             Route("list_tasks", "GET", "/tasks", self.list, Role.VIEW),
-            Route("show_task", "GET", "/tasks/<task_id>", self.show, Role.VIEW),
-            Route("show_body", "GET", "/tasks/<task_id>/body", self.body, Role.VIEW),
+            Route("show_task", "GET", "/tasks/<task:task_id>", self.show, Role.VIEW),
+            Route("show_body", "GET", "/tasks/<task:task_id>/body", self.body, Role.VIEW),
             *(
                 Route(
                     f"{action}_task",
                     "POST",
-                    f"/tasks/<task_id>/{action}",
+                    f"/tasks/<task:task_id>/{action}",
                     functools.partial(self.act, action=action),
                     Role.OPERATE,
                 )
                 for action in Action
                 if action is not Action.RESCHEDULE
             ),
-            Route("reschedule_task", "POST", "/tasks/<task_id>/reschedule", self.reschedule, Role.OPERATE),
+            Route("reschedule_task", "POST", "/tasks/<task:task_id>/reschedule", self.reschedule, Role.OPERATE),
         )
 
     async def list(self) -> Response:
