@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 
 import trio
 
@@ -146,6 +146,10 @@ class MemoryStore:
     async def held(self) -> Shelf:
         await trio.lowlevel.checkpoint()
         return Shelf(entry for entry, _ in self.on_hold.values())
+
+    async def held_among(self, task_ids: Collection[str]) -> Collection[str]:
+        await trio.lowlevel.checkpoint()
+        return [task_id for task_id in task_ids if task_id in self.on_hold]
 
     async def lying(self, task_id: str) -> Aside | None:
         await trio.lowlevel.checkpoint()

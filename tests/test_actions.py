@@ -326,11 +326,11 @@ async def test_attempts_are_not_forgotten_while_it_is_not_known_what_is_held(
         entry = await bring(rig, "retrying")
         await rig.act(entry.id, HOLD)
 
-        async def fails() -> Any:
+        async def fails(task_ids: Any) -> Any:
             raise SpoolUnavailable("no descriptors")
 
         with monkeypatch.context() as patch:
-            patch.setattr(rig.store, "held", fails)
+            patch.setattr(rig.store, "held_among", fails)
             for _ in range(3):
                 await rig.scan()
         assert rig.backlog.attempts(entry.id) == 1

@@ -47,7 +47,7 @@ def end_scan(backlog: Backlog) -> list[str]:
     for refs in backlog.unseen():
         for ref in refs:
             backlog.gone(ref)
-    return backlog.forget_lost(backlog.lost())
+    return [task_id for lost in backlog.lost() for task_id in backlog.forget_lost(lost)]
 
 
 def waiting_in(backlog: Backlog) -> list[Waiting]:

@@ -227,12 +227,15 @@ class Backlog:
         for start in range(0, self._schedule.slots, _SLOTS):
             yield self._schedule.marked_below(self._scan, start, start + _SLOTS)
 
-    def lost(self) -> list[str]:
+    def lost(self) -> Iterator[list[str]]:
         """The tasks that have had attempts, were not there when the scan that has just ended began, and were not found.
 
-        Unless they are held their attempts are to be forgotten: `forget_lost`.
+        Unless they are held their attempts are to be forgotten: `forget_lost`. In parts, as `unseen`.
         """
-        return [task_id for task_id, scan in self._vanished.items() if scan < self._scan]
+        vanished = tuple(self._vanished)
+        for start in range(0, len(vanished), _SLOTS):
+            part = vanished[start : start + _SLOTS]
+            yield [task_id for task_id in part if self._vanished.get(task_id, self._scan) < self._scan]
 
     def forget_lost(self, lost: Iterable[str]) -> list[str]:
         """Forget the attempts of those of these tasks that have not come meanwhile.

@@ -237,10 +237,10 @@ class Dispatcher:
             await trio.lowlevel.checkpoint()
         self._scanned = True
         self._wake.set()
-        if lost := self.backlog.lost():
+        for lost in self.backlog.lost():
             # If it is not known what is held, nothing is forgotten; the next scan will do.
             with contextlib.suppress(SpoolUnavailable):
-                held = {entry.id for entry in await self._store.held()}
+                held = await self._store.held_among(lost)
                 for task_id in self.backlog.forget_lost(task_id for task_id in lost if task_id not in held):
                     self._history.forget(task_id)
 

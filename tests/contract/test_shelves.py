@@ -46,6 +46,7 @@ async def test_what_is_held_does_not_wait_and_is_as_it_was_when_it_is_restored(
         assert [*await store.held()] == [held]
         assert store.held_count == 1
         assert await store.lying(entry.id) == (TaskState.HELD, held)
+        assert [*await store.held_among([other.id, entry.id, "unknown"])] == [entry.id]
         task = await store.get(held.ref)
         assert task is not None
         assert (task.id, task.vars[b"n"], task.body) == (entry.id, b"1", b"body")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, overload
 from trispool.task import Entry
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+    from collections.abc import AsyncGenerator, Collection, Iterable, Iterator, Mapping
 
     from trispool.errors import TrispoolError
     from trispool.task import NewTask, Task, TaskState
@@ -187,6 +187,10 @@ class SpoolStore(Protocol):
 
     async def lying(self, task_id: str) -> Aside | None:
         """One task that is held or was set aside; cheaper than to look for it in all of them. Raises as `dead`."""
+        ...
+
+    async def held_among(self, task_ids: Collection[str]) -> Collection[str]:
+        """Those of these tasks that are held. Raises as `dead`."""
         ...
 
     @property

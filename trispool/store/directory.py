@@ -22,7 +22,7 @@ from trispool.store.watch import DirectoryWatch
 from trispool.task import Entry, NewTask, Task
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Generator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Collection, Generator, Mapping, Sequence
 
 __all__ = ["DirectoryStore", "open_directory_store"]
 
@@ -203,6 +203,10 @@ class DirectoryStore:
     async def lying(self, task_id: str) -> Aside | None:
         """See `SpoolStore.lying`."""
         return await self._shelves.lying(task_id)
+
+    async def held_among(self, task_ids: Collection[str]) -> Collection[str]:
+        """See `SpoolStore.held_among`."""
+        return await self._shelves.held_among(task_ids)
 
     async def set_aside(self, entry: Entry) -> bool:
         """See `SpoolStore.set_aside`."""

@@ -23,7 +23,7 @@ from trispool.store import Aside, Shelf
 from trispool.task import Task, TaskState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from trispool.spooldir import SpoolDirectory
     from trispool.task import Entry
@@ -80,6 +80,11 @@ class Shelves:
                 if entry := shelf.tasks.get(task_id):
                     return Aside(state, entry)
         return None
+
+    async def held_among(self, task_ids: Collection[str]) -> Collection[str]:
+        """See `SpoolStore.held_among`."""
+        await self._held.look()
+        return [task_id for task_id in task_ids if task_id in self._held.tasks]
 
     async def set_aside(self, entry: Entry) -> bool:
         """See `SpoolStore.set_aside`."""
