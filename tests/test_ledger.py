@@ -644,7 +644,7 @@ async def test_the_vars_of_a_task_are_told_as_far_as_they_are_known(path: Path) 
         assert (await known(ledger, task_id(3))).vars is None
 
 
-@pytest.mark.parametrize("name", ["uwsgi_spoolfile_on_by_hand", "x" * 200, "", "é"])
+@pytest.mark.parametrize("name", ["uwsgi_spoolfile_on_by_hand", spoolfile.PREFIX, "uwsgi_spoolfile_on_é_1_2_3_4_x"])
 async def test_a_task_whose_id_does_not_tell_its_time_is_found_too(
     name: str, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -661,6 +661,13 @@ async def test_a_task_whose_id_does_not_tell_its_time_is_found_too(
         assert [attempt.number for attempt in (await known(ledger, name, 2)).attempts] == [10, 17]
         assert (await known(ledger, name)).last.id == name
         assert await ledger.history(name + "!") is None
+
+
+async def test_what_cannot_be_a_task_is_not_looked_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LedgerFile, "read", lambda *args: pytest.fail("looked for"))
+    async with opened(path) as ledger:
+        for name in ("", "x" * 200, "../x", "uwsgi_spoolfile_on_\udcff"):
+            assert await ledger.history(name) is None
 
 
 async def test_a_question_is_answered_with_what_was_recorded_just_before(path: Path) -> None:

@@ -11,6 +11,7 @@ import trio
 
 from trispool.errors import SpoolUnavailable
 from trispool.ledger import Ledger
+from trispool.spoolfile import PREFIX
 from trispool.task import AttemptRow
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def row(task: str) -> AttemptRow:
-    return AttemptRow(task, 1, "ok", "done", 1.0, 0.0, 0.0, 1, None, None, None, 0.0, None, 0.0)
+    return AttemptRow(PREFIX + task, 1, "ok", "done", 1.0, 0.0, 0.0, 1, None, None, None, 0.0, None, 0.0)
 
 
 async def test_history_follows_its_directory(tmp_path: Path) -> None:
@@ -28,15 +29,15 @@ async def test_history_follows_its_directory(tmp_path: Path) -> None:
     with trio.fail_after(20), structlog.testing.capture_logs() as logs:
         await ledger.open()
         ledger.record(row("a"))
-        assert await ledger.history("a")
+        assert await ledger.history(PREFIX + "a")
         shutil.rmtree(folder)
         for _ in range(2):
             ledger.record(row("b"))
             with pytest.raises(SpoolUnavailable):
-                await ledger.history("b")
+                await ledger.history(PREFIX + "b")
         folder.mkdir()
-        assert await ledger.history("b")
-        assert await ledger.history("a") is None
+        assert await ledger.history(PREFIX + "b")
+        assert await ledger.history(PREFIX + "a") is None
         assert (folder / "spool.db").exists()
         await ledger.aclose()
     assert [line["event"] for line in logs] == ["history_not_written", "history_is_written_again"]

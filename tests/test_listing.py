@@ -479,6 +479,20 @@ async def test_a_task_that_is_held_meanwhile_is_listed_once(tmp_path: Path) -> N
         assert [item.state.value for item in found.items] == ["ready", "held", "ready", "ready"]
 
 
+async def test_a_task_that_dies_meanwhile_is_listed(tmp_path: Path) -> None:
+    async with spools(tmp_path, "a") as (spool,):
+        spool.runs(1)
+
+        async def dead() -> Shelf:
+            shelf = await MemoryStore.dead(spool.store)
+            assert spool.backlog.ended(spool.entry(1).ref)
+            spool.dead(1)
+            return shelf
+
+        spool.store.dead = dead  # type: ignore[method-assign] # to step in between
+        assert numbers(await page([spool])) == [1]
+
+
 async def test_when_those_chosen_vanish_the_others_are_on_the_next_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

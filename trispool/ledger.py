@@ -166,6 +166,8 @@ class Ledger:
         Raises:
             SpoolUnavailable: The history cannot be read; all that ask it raise this.
         """
+        if not spoolfile.is_spool_name(task_id):
+            return None
         microseconds, _ = spoolfile.order_of(task_id, 0.0)
         sql = f"SELECT {HISTORY} FROM attempts WHERE task = ?"
         if microseconds:

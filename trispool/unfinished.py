@@ -120,6 +120,8 @@ async def _look_through(spool: Listable, best: _Best) -> None:
                 for part in _shuffled(_parts(schedule.slots)):
                     _glance(spool, part, best)
                     await trio.lowlevel.checkpoint()
+        # They are looked at before what they may become meanwhile, and again when nothing changes any more.
+        _consider_running(spool, best)
         if TaskState.HELD in best.states:
             await _look_along(spool, await spool.store.held(), TaskState.HELD, best)
         if TaskState.DEAD in best.states:
@@ -127,8 +129,12 @@ async def _look_through(spool: Listable, best: _Best) -> None:
         # From here on nothing changes. Those that were put meanwhile may have been missed.
         for waiting in [*schedule.odd(), *filter(None, map(schedule.get, put))]:
             best.consider(spool, waiting)
-        for running in spool.backlog.running.values():
-            best.consider(spool, running)
+        _consider_running(spool, best)
+
+
+def _consider_running(spool: Listable, best: _Best) -> None:
+    for running in spool.backlog.running.values():
+        best.consider(spool, running)
 
 
 def _turn() -> trio.Lock:
