@@ -216,6 +216,7 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
                     "additionalProperties": {"type": "string"},
                     "properties": {
                         "file": {
+                            "type": "string",
                             "contentMediaType": "application/octet-stream",
                             "description": "The body, in a part of any name that has a file name. The others are vars.",
                         }
