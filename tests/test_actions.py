@@ -647,6 +647,32 @@ async def test_a_running_task_is_cancelled_whatever_its_worker_says_but_that_it_
         await rig.check()
 
 
+async def test_tasks_that_are_cancelled_while_others_are_being_removed_are_removed_too(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with acting(kind, tmp_path) as rig:
+        entries = [await rig.add() for _ in range(3)]
+        worker = rig.worker(capacity=3)
+        await rig.until("started", entries[2].id)
+        real = rig.store.remove
+
+        async def meanwhile_another_ends(entry: Entry) -> Any:
+            if worker.hand:
+                worker.report(code="cancelled")
+            return await real(entry)
+
+        monkeypatch.setattr(rig.store, "remove", meanwhile_another_ends)
+        async with trio.open_nursery() as nursery:
+            for entry in entries:
+                nursery.start_soon(rig.act, entry.id, CANCEL)
+            while len(rig.asked_to_cancel) < 3:
+                await trio.lowlevel.checkpoint()
+            worker.report(code="cancelled")
+        assert await rig.in_store() == {}
+        # Each in one go: its attempt ended so.
+        assert [what for what, _ in rig.told[-3:]] == [f"cancelled: {CANCELLED}"] * 3
+
+
 async def test_a_task_whose_worker_died_before_it_was_cancelled_is_not_run_again(kind: str, tmp_path: Path) -> None:
     """No worker has it any more, but what becomes of it has not been decided."""
     async with acting(kind, tmp_path) as rig:

@@ -122,7 +122,7 @@ class Aftermath:
         self._to_judge: deque[tuple[_Policies, Running, Report]] = deque()
         self._to_finish: list[Claim] = []
         self._to_set_aside: deque[tuple[Running, str, AttemptRow]] = deque()
-        self._to_cancel: deque[tuple[Running, Cancelling, AttemptRow]] = deque()
+        self._to_cancel: deque[tuple[Running, Claim, Cancelling, AttemptRow]] = deque()
         self._to_release: list[Claim] = []
 
     # What comes from workers
@@ -225,9 +225,8 @@ class Aftermath:
             started_at=report.started_at or now,
             error=f"by {cancelling.by}",
         )
-        self._to_release.append(report.claim)
         self._backlog.keep(running)
-        self._to_cancel.append((running, cancelling, row))
+        self._to_cancel.append((running, report.claim, cancelling, row))
         return True
 
     def _cannot_cancel(self, running: Running) -> None:
@@ -365,7 +364,8 @@ class Aftermath:
         else:
             self._put_back(running, now, at=now + self._backlog.frequency)
 
-    async def _remove(self, running: Running, cancelling: Cancelling, row: AttemptRow) -> None:
+    async def _remove(self, running: Running, claim: Claim, cancelling: Cancelling, row: AttemptRow) -> None:
+        await self._store.release([claim])
         entry = self._backlog.as_it_is(running)
         removed: Task | None = None
         is_there = True
