@@ -79,7 +79,7 @@ class Spool:
 
 @asynccontextmanager
 async def opened(path: Path, now: float = 1_700_000_000.0) -> AsyncIterator[State]:
-    with trio.fail_after(30):
+    with trio.fail_after(120):  # a busy disk takes its time for a sync
         async with open_state(path, clock=lambda: now) as state:
             yield state
 

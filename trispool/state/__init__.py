@@ -26,8 +26,6 @@ from trispool.staterows import prune_audit, prune_keys
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from trispool.statefile import Change
-
 __all__ = ["Audit", "Once", "State", "open_state"]
 
 PRUNE_SECONDS: Final = 600.0
@@ -66,15 +64,18 @@ class State:
     async def run_pruning(self) -> None:
         """Delete what is old, now and then, until cancelled."""
         while True:
-            now = self._clock()
-            await self._prune(functools.partial(prune_keys, before=now - KEEP_KEYS_SECONDS))
-            await self._prune(functools.partial(prune_audit, before=now - KEEP_AUDIT_SECONDS, max_rows=KEEP_AUDIT_ROWS))
+            await self.prune()
             await trio.sleep(PRUNE_SECONDS)
 
-    async def _prune(self, some: Change) -> None:
+    async def prune(self) -> None:
+        """Delete what is old."""
+        now = self._clock()
+        keys = functools.partial(prune_keys, before=now - KEEP_KEYS_SECONDS)
+        rows = functools.partial(prune_audit, before=now - KEEP_AUDIT_SECONDS, max_rows=KEEP_AUDIT_ROWS)
         try:
-            while await self._writer.write(some):
-                pass
+            for some in (keys, rows):
+                while await self._writer.write(some):
+                    pass
         except OSError as error:
             _log.error("state_not_pruned", error=str(error))
 
