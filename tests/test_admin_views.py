@@ -80,8 +80,23 @@ async def test_every_fault_of_a_query_is_named_with_its_value_and_what_was_expec
 
 
 async def test_refusal_of_the_service_is_passed_on(client: QuartClient, control: FakeControl) -> None:
+    control.refusal = TaskRefused("There is no spool 'x'.", status=404)
+    assert "no spool" in (await problem(await get(client, f"{API}/tasks?spool=x&cursor=y"), 404))["detail"]
+
+
+@pytest.mark.parametrize("path", ["/tasks", "/audit", "/tasks/bulk/b"])
+async def test_cursor_of_somebody_else_leads_nowhere(client: QuartClient, control: FakeControl, path: str) -> None:
     control.refusal = TaskRefused("cursor: not one of ours")
-    assert (await problem(await get(client, f"{API}/tasks?cursor=x"), 400))["detail"] == "cursor: not one of ours"
+    [fault] = (await problem(await get(client, f"{API}{path}?cursor=x"), 404))["errors"]
+    assert (fault["parameter"], fault["value"]) == ("cursor", "x")
+
+
+@pytest.mark.parametrize("state", ["", "&state=running", "&state=done", "&state=dead", "&state=cancelled"])
+async def test_what_has_no_time_is_not_sorted_by_it(client: QuartClient, control: FakeControl, state: str) -> None:
+    [fault] = (await problem(await get(client, f"{API}/tasks?sort=due{state}"), 409))["errors"]
+    assert fault["parameter"] == "state"
+    assert "scheduled, ready, held" in fault["expected"]
+    assert control.calls == []
 
 
 # One task

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from trispool.admin.auth import Role
 from trispool.admin.documents import bulk_document, bulk_page_document, preview_document
-from trispool.admin.exchange import actor, answer, read_json, read_nothing, read_query
+from trispool.admin.exchange import actor, answer, paging, read_json, read_nothing, read_query
 from trispool.admin.models import BulkListing, BulkOrder
 from trispool.admin.routes import Route
 
@@ -52,7 +52,9 @@ class BulkViews:
     async def show(self, bulk_id: str) -> Response:
         """How far it is, and a part of its results."""
         asked = read_query(BulkListing)
-        return answer(bulk_page_document(self._control.bulk(bulk_id, limit=asked.limit, cursor=asked.cursor)))
+        with paging(asked.cursor):
+            page = self._control.bulk(bulk_id, limit=asked.limit, cursor=asked.cursor)
+        return answer(bulk_page_document(page))
 
     async def stop(self, bulk_id: str) -> Response:
         """Do nothing more of it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 import msgspec
@@ -13,13 +14,14 @@ from trispool.admin.faults import Fault, FaultyRequest, faults_in
 from trispool.admin.jsonbody import decode_object
 from trispool.admin.models import Nothing, Request
 from trispool.admin.problems import Problem
+from trispool.errors import TaskRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from trispool.operating import Actor
 
-__all__ = ["actor", "answer", "read_body", "read_json", "read_nothing", "read_optional_json", "read_query"]
+__all__ = ["actor", "answer", "paging", "read_body", "read_json", "read_nothing", "read_optional_json", "read_query"]
 
 MAX_JSON: Final = 4 * 1024 * 1024
 """Bytes of a JSON body that is not a task: room for 10,000 ids of 255 characters, and some more."""
@@ -62,6 +64,22 @@ def read_query(model: type[Asked]) -> Asked:
             faults.append(Fault("given twice", parameter=key, value=value, expected="every field once"))
         fields[key] = value
     return _validated(model, fields, faults, in_query=True)
+
+
+@contextlib.contextmanager
+def paging(cursor: str | None) -> Iterator[None]:
+    """What is asked of the service in this block begins at `cursor`, which may be none of its own.
+
+    Raises:
+        FaultyRequest: So it is: there is no such page.
+    """
+    try:
+        yield
+    except TaskRefused as error:
+        if cursor is None or error.status != 400:
+            raise
+        fault = Fault(parameter="cursor", value=cursor, expected="the cursor of the page before")
+        raise FaultyRequest([fault], status=404) from None
 
 
 async def read_json(model: type[Asked]) -> Asked:

@@ -9,11 +9,13 @@ from quart import Response
 
 from trispool.admin.auth import Role
 from trispool.admin.documents import page_document, summary_document, task_document
-from trispool.admin.exchange import actor, answer, read_json, read_nothing, read_query
+from trispool.admin.exchange import actor, answer, paging, read_json, read_nothing, read_query
+from trispool.admin.faults import ABSENT, Fault, FaultyRequest
 from trispool.admin.models import Nothing, Reschedule, TaskListing
 from trispool.admin.routes import Route
 from trispool.errors import TaskNotFound
 from trispool.operating import Action
+from trispool.task import TaskState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from trispool.control import Control
 
 __all__ = ["TaskViews"]
+
+_HAVE_A_TIME = (TaskState.SCHEDULED, TaskState.READY, TaskState.HELD)
+"""What is in one of these states can be sorted by the time it is due."""
 
 
 class TaskViews:
@@ -55,7 +60,14 @@ class TaskViews:
 
     async def list(self) -> Response:
         """A part of the list of tasks."""
-        return answer(page_document(await self._control.tasks(read_query(TaskListing).query())))
+        asked = read_query(TaskListing)
+        if asked.sort == "due" and asked.state not in _HAVE_A_TIME:
+            expected = f"beside sort=due one of {', '.join(_HAVE_A_TIME)}"
+            value = ABSENT if asked.state is None else asked.state.value
+            raise FaultyRequest([Fault(parameter="state", value=value, expected=expected)], status=409)
+        with paging(asked.cursor):
+            page = await self._control.tasks(asked.query())
+        return answer(page_document(page))
 
     async def show(self, task_id: str) -> Response:
         """One task."""

@@ -8,7 +8,7 @@ from quart import Response
 
 from trispool.admin.auth import Role
 from trispool.admin.documents import audit_document
-from trispool.admin.exchange import answer, read_query
+from trispool.admin.exchange import answer, paging, read_query
 from trispool.admin.models import AuditListing, Nothing
 from trispool.admin.problems import Problem
 from trispool.admin.routes import Route
@@ -54,9 +54,10 @@ class WatchViews:
     async def audit(self) -> Response:
         """What operators have changed."""
         asked = read_query(AuditListing)
-        page = await self._control.audit(
-            actor=asked.actor, action=asked.action, target=asked.target, limit=asked.limit, cursor=asked.cursor
-        )
+        with paging(asked.cursor):
+            page = await self._control.audit(
+                actor=asked.actor, action=asked.action, target=asked.target, limit=asked.limit, cursor=asked.cursor
+            )
         return answer(audit_document(page))
 
     async def healthz(self) -> Response:
