@@ -8,6 +8,7 @@ import os
 import random
 import time
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,20 +17,20 @@ import trio
 
 from tests.worker_support import PATIENCE, write_handlers
 from trispool import livespool
+from trispool.controller import Controller
 from trispool.dispatcher import Dispatcher
 from trispool.errors import TaskRefused
 from trispool.livespool import LiveSpool, open_spool
 from trispool.operating import Action, SpoolChange
 from trispool.packet import new_task
 from trispool.settings import SpoolSettings
-from trispool.task import Entry, TaskState
+from trispool.task import AttemptRow, Entry, TaskState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
     from tests.worker_support import Gate
-    from trispool.task import AttemptRow
 
 
 def settings(path: Path, **options: Any) -> SpoolSettings:
@@ -145,6 +146,31 @@ async def test_status_counts_what_is_held_and_dead_without_looking(
             monkeypatch.setattr(os, "stat", None)
             status = spool.status()
             assert (status.held, status.dead) == (2, 1)
+
+
+async def test_what_lies_aside_is_shown_with_how_its_last_attempt_ended(tmp_path: Path) -> None:
+    with trio.fail_after(PATIENCE):
+        async with open_spool(settings(tmp_path), []) as spool:
+            results = await spool.enqueue([new_task({"n": "1"}, b"body", priority=5), new_task({"n": "2"}, priority=6)])
+            dead, held = [entry for entry in results if isinstance(entry, Entry)]
+            for entry, state in ((dead, "dead"), (held, None)):
+                row = AttemptRow(
+                    entry.id, 3, "failed", state, 1.0, 0.0, 0.5, 1, "h", "it broke", None, *entry[2:4], 0.0
+                )
+                spool.ledger.record(row._replace(enqueued_at=entry.order[0] / 1e6))
+            assert await spool.store.set_aside(dead)
+            spool.backlog.gone(dead.ref)
+            await spool.act(held.id, Action.HOLD, "somebody")
+            control = Controller([spool], SimpleNamespace(once=None), None, None)  # type: ignore[arg-type]
+            detail = await control.task(dead.id)
+            assert (detail.summary.state, detail.summary.priority) == (TaskState.DEAD, 5)
+            assert (detail.summary.attempts, detail.summary.last_error) == (3, "it broke")
+            assert (detail.summary.handler, detail.summary.finished_at) == ("h", 1.5)
+            assert (detail.vars, detail.body) == ({b"n": b"1", b"priority": b"5"}, b"body")
+            detail = await control.task(held.id)
+            assert (detail.summary.state, detail.summary.priority) == (TaskState.HELD, 6)
+            assert (detail.summary.attempts, detail.summary.handler) == (3, "h")
+            assert [attempt.outcome for attempt in detail.attempts] == ["failed", "held"]
 
 
 async def test_holds_outlive_the_service_and_are_counted_when_it_runs(tmp_path: Path) -> None:

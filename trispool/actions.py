@@ -101,14 +101,17 @@ class Found(NamedTuple):
     """A task of a spool.
 
     Attributes:
-        summary: What is known of it.
-        entry: Where it is, or None if it is in the history only.
-        running: It, if it is running.
+        summary: What is known of it without asking the history, if it is not in the history only.
+        item: It, where it is; None: in the history only.
     """
 
     summary: TaskSummary
-    entry: Entry | None
-    running: Running | None = None
+    item: Waiting | Running | Aside | None
+
+    @property
+    def entry(self) -> Entry | None:
+        """It, for its store; None: in the history only."""
+        return None if self.item is None else self.item.entry
 
 
 class Actions:
@@ -171,12 +174,12 @@ class Actions:
                     return None
                 if not self._is_wanted(found, action, at):
                     return found.summary
-                if found.running is None:
+                if not isinstance(found.item, Running):
                     done = await self._do(found, action, by, at)
                     if done is not None:
                         return done
                     continue
-                cancelling = self._dispatcher.cancel(found.running, by)
+                cancelling = self._dispatcher.cancel(found.item, by)
                 self._canceller.cancel(task_id)
             with trio.move_on_after(CANCEL_SECONDS) as waiting:
                 await cancelling.settled.wait()
@@ -252,7 +255,7 @@ class Actions:
         return None if item is None else summary_of(self._spool, item)
 
     def _found(self, item: Waiting | Running | Aside) -> Found:
-        return Found(summary_of(self._spool, item), item.entry, item if isinstance(item, Running) else None)
+        return Found(summary_of(self._spool, item), item)
 
 
 _OUTCOMES: Final[Mapping[Action, str]] = {

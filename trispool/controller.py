@@ -17,7 +17,7 @@ from trispool.health import healthiness, readiness
 from trispool.listing import list_tasks, select_tasks
 from trispool.operating import Action
 from trispool.routing import Receiver, Router
-from trispool.unfinished import Listable
+from trispool.unfinished import Listable, summary_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
@@ -155,13 +155,16 @@ class Controller:
         """See `Control.task`."""
         spool, found = await self.find(task_id)
         history = await spool.ledger.history(task_id)
+        summary = found.summary
+        if found.item is not None:
+            summary = summary_of(spool, found.item, history.last if history else None)
         task = found.entry and await spool.store.get(found.entry.ref, body_limit=MAX_SHOWN + 1)
         if task is None:
             vars_, attempts = (history.vars, history.attempts) if history else (None, [])
-            return TaskDetail(found.summary, vars_, None, attempts)
+            return TaskDetail(summary, vars_, None, attempts)
         if len(task.body) > MAX_SHOWN:
             raise TaskRefused("the body is too large to be shown; its file is in the spool", status=413)
-        return TaskDetail(found.summary, task.vars, task.body, history.attempts if history else [])
+        return TaskDetail(summary, task.vars, task.body, history.attempts if history else [])
 
     async def find(self, task_id: str) -> tuple[ManagedSpool, Found]:
         """A task and its spool.

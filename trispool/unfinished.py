@@ -330,7 +330,8 @@ def summary_of(spool: Listable, item: Waiting | Running | Aside, last: TaskSumma
         spool=spool.name,
         state=state,
         at=entry.at if isinstance(item, Aside) else item.due_at,
-        priority=entry.priority,
+        # Where a dead one lies does not tell its priority.
+        priority=last.priority if last and state is TaskState.DEAD else entry.priority,
         enqueued_at=entry.order[0] / 1e6,
         attempts=running.attempt if running else attempts,
         last_error=error,
