@@ -302,6 +302,30 @@ async def test_a_list_may_be_sorted_by_due_time(order: Order, limit: int, tmp_pa
             assert found == expected[::way]
 
 
+@pytest.mark.parametrize("order", ["asc", "desc"])
+async def test_many_tasks_may_be_sorted_by_due_time(
+    order: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unfinished, "_PART", 7)
+    async with spools(tmp_path, "a") as (spool,):
+        after = {number: number * 37 % 50 // 2 for number in range(100)}
+        for number in after:
+            spool.waits(number, at=NOW + 1 + after[number])
+            spool.holds(number + 100, at=NOW + 1 + after[number])
+        expected = sorted(after, key=lambda number: (after[number], number), reverse=order == "desc")
+        scheduled = await all_pages([spool], state=TaskState.SCHEDULED, sort="due", order=order, limit=3)
+        held = await all_pages([spool], state=TaskState.HELD, sort="due", order=order, limit=3)
+        assert (scheduled, [number - 100 for number in held]) == (expected, expected)
+
+
+async def test_a_task_that_fits_no_record_of_the_schedule_is_listed(tmp_path: Path) -> None:
+    async with spools(tmp_path, "a") as (spool,):
+        spool.waits(1, 3)
+        odd = spool.entry(2)._replace(ref="elsewhere")
+        spool.backlog.added(odd, NOW)
+        assert await all_pages([spool], limit=1) == [1, 2, 3]
+
+
 @pytest.mark.parametrize("state", [None, TaskState.RUNNING, TaskState.DEAD, TaskState.DONE, TaskState.CANCELLED])
 async def test_what_has_no_due_time_is_not_sorted_by_it(state: TaskState | None, tmp_path: Path) -> None:
     async with spools(tmp_path, "a") as (spool,):
@@ -479,6 +503,20 @@ async def test_a_task_that_is_held_meanwhile_is_listed_once(tmp_path: Path) -> N
         assert [item.state.value for item in found.items] == ["ready", "held", "ready", "ready"]
 
 
+async def test_a_task_that_is_released_and_begun_meanwhile_is_listed(tmp_path: Path) -> None:
+    async with spools(tmp_path, "a") as (spool,):
+        spool.holds(1)
+
+        async def held() -> Shelf:
+            spool.store.on_hold.clear()
+            spool.runs(1)
+            return await MemoryStore.held(spool.store)
+
+        spool.store.held = held  # type: ignore[method-assign] # to step in between
+        found = await page([spool])
+        assert [(number_of(item), item.state.value) for item in found.items] == [(1, "running")]
+
+
 async def test_a_task_that_dies_meanwhile_is_listed(tmp_path: Path) -> None:
     async with spools(tmp_path, "a") as (spool,):
         spool.runs(1)
@@ -525,7 +563,7 @@ async def test_when_those_chosen_vanish_the_others_are_on_the_next_page(
 async def test_a_selection_has_each_task_once_and_none_that_comes_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listing, "SELECT_AT_ONCE", 10)
+    monkeypatch.setattr(listing, "SELECT_AT_ONCE", 7)
     async with spools(tmp_path, "a", "b") as both:
         both[0].waits(*range(0, 50, 2))
         both[1].holds(*range(1, 50, 2))
