@@ -206,6 +206,20 @@ async def test_logging_out_ends_the_session_for_all_who_have_the_cookie() -> Non
     assert await browser.status(other) == 200
 
 
+async def test_an_answer_that_goes_on_for_long_ends_with_its_session() -> None:
+    browser = Browser()
+    cookie, other = await browser.cookie(), await browser.cookie()
+    entered, still = browser.accounts.enter_session(cookie), browser.accounts.enter_session(other)
+    assert entered is not None
+    assert still is not None
+    assert browser.accounts.is_accepted(entered[1], entered[0])
+    assert await browser.status(cookie, PATH, "DELETE") == 204
+    assert not browser.accounts.is_accepted(entered[1], entered[0])
+    assert browser.accounts.is_accepted(still[1], still[0])
+    browser.now += LONGEST_SECONDS
+    assert not browser.accounts.is_accepted(still[1], still[0])
+
+
 async def test_logging_out_needs_one_of_our_pages() -> None:
     browser = Browser()
     cookie = await browser.cookie()

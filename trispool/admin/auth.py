@@ -135,9 +135,12 @@ class Accounts:
         """Who acts by means of a token."""
         return Actor(token.name, token.role.value, address)
 
-    def is_accepted(self, token: Token) -> bool:
-        """Whether a token that was let in would still be: for answers that go on for long."""
-        return self._tokens.get(token.name) == token and not token.is_expired(self.now())
+    def is_accepted(self, token: Token, session: Session | None = None) -> bool:
+        """Whether who was let in would still be: for answers that go on for long, and so keep their session alive."""
+        now = self.now()
+        if session is not None and (session.id in self._ended or now >= session.ends_at):
+            return False
+        return self._tokens.get(token.name) == token and not token.is_expired(now)
 
     # Sessions
 

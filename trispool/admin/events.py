@@ -60,8 +60,8 @@ class EventViews:
         headers = {"X-Accel-Buffering": "no"}  # nginx would collect events until it has a page of them
         if request.method == "HEAD":
             return Response(b"", content_type="text/event-stream", headers=headers)
-        token = g.token
+        token, session = g.token, g.session
         stream = EventStream(
-            self._streams, self._control.events(last or after), lambda: self._accounts.is_accepted(token)
+            self._streams, self._control.events(last or after), lambda: self._accounts.is_accepted(token, session)
         )
         return Response(stream, content_type="text/event-stream", headers=headers)

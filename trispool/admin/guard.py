@@ -54,7 +54,7 @@ def install_guard(
     """Check every request of `app`, after all of its routes have been added.
 
     A view finds the sender as `g.actor` (an `Actor`), `g.token` and `g.session` (None for a bearer token); all three
-    are None at public endpoints. An answer that goes on for long asks `accounts.is_accepted(g.token)` now and then.
+    are None at public endpoints. An answer that goes on for long asks `accounts.is_accepted` now and then.
 
     Args:
         app: The application.

@@ -91,7 +91,11 @@ class Once:
         """
         if not (0 < len(key.key) <= MAX_KEY and all("!" <= character <= "~" for character in key.key)):
             raise TaskRefused(f"Idempotency-Key: expected 1 to {MAX_KEY} visible ASCII characters")
-        routes = [_route(task, spool_of) for task in tasks]
+        routes: list[str | TaskRefused] = []
+        for number, task in enumerate(tasks):
+            routes.append(_route(task, spool_of))
+            if number % SLICE == SLICE - 1:
+                await trio.lowlevel.checkpoint()
         async with self._locks.locked(key.owner, key.key):
             known, is_new = await self._reserve(key, [route if isinstance(route, str) else None for route in routes])
             if known.fingerprint != key.fingerprint or known.count != len(tasks):
