@@ -67,9 +67,11 @@ def test_others_do_not_wait(throttled: Throttle) -> None:
         ("unix", "unix", True),
     ],
 )
-def test_who_has_a_network_of_ipv6_is_one_guesser(throttled: Throttle, first: str, second: str, same: bool) -> None:
+def test_who_has_a_network_of_ipv6_is_one_person(throttled: Throttle, first: str, second: str, same: bool) -> None:
     be_wrong(throttled, first, BURST)
+    throttled.was_right(first, b"digest")
     assert (throttled.wait_seconds(second) > 0) is same
+    assert throttled.knows(second, b"digest") is same
 
 
 def test_who_was_let_in_is_known_by_address_and_token(throttled: Throttle) -> None:

@@ -57,14 +57,15 @@ class Throttle:
 
     def was_right(self, address: str, digest: bytes) -> None:
         """This token came from there and was let in."""
-        self._known[address, digest] = None
-        self._known.move_to_end((address, digest))
+        known = _network_of(address), digest
+        self._known[known] = None
+        self._known.move_to_end(known)
         if len(self._known) > MAX_KNOWN:
             self._known.popitem(last=False)
 
     def knows(self, address: str, digest: bytes) -> bool:
         """Whether this token came from there before and was let in."""
-        return (address, digest) in self._known
+        return (_network_of(address), digest) in self._known
 
 
 def _network_of(address: str) -> str:
