@@ -15,11 +15,11 @@ import trio
 from tests.test_once import full_disk
 from trispool import staterows
 from trispool.errors import ConfigError, SpoolUnavailable, TaskRefused
-from trispool.operating import Actor, AuditRow
-from trispool.state import KEEP_AUDIT_SECONDS, KEEP_KEYS_SECONDS, open_state
+from trispool.operating import Actor, AuditRow, OnceKey
+from trispool.state import KEEP_AUDIT_SECONDS, KEEP_KEYS_SECONDS, open_state, writer
 from trispool.state.writer import StateWriter
 from trispool.statefile import StateFile
-from trispool.staterows import Reservation, prune_audit, reserve
+from trispool.staterows import Reservation, add_audit, audit_values, prune_audit, reserve
 
 if TYPE_CHECKING:
     import sqlite3
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from trispool.state import State
+    from trispool.statefile import Change
 
 NET = 120.0
 """Seconds after which a test hangs: a busy disk takes its time for a sync."""
@@ -45,6 +46,10 @@ async def opened(path: Path, now: float = 1_700_000_000.0) -> AsyncIterator[Stat
 def content_of(path: str) -> bytes:
     with open(path, "rb") as file:
         return file.read()
+
+
+def added(target: str) -> Change:
+    return partial(add_audit, values=audit_values(1.0, ALICE, "scan", target))
 
 
 async def targets(state: State, **wanted: str) -> list[str]:
@@ -158,7 +163,7 @@ async def test_what_a_full_disk_does_not_take_is_said_and_written_later(tmp_path
 
 async def test_what_waits_at_the_end_is_written_still(tmp_path: Path) -> None:
     async with opened(tmp_path) as state:
-        state._writer.tell(partial(staterows.add_audit, at=1.0, actor=ALICE, action="scan", target="late"))
+        state._writer.tell(added("late"))
     async with opened(tmp_path) as state:
         assert await targets(state) == ["late"]
 
@@ -194,7 +199,7 @@ async def test_that_it_cannot_be_done_now_is_said(tmp_path: Path) -> None:
 def test_more_rows_than_may_be_are_deleted_the_oldest_first(tmp_path: Path) -> None:
     file = StateFile(str(tmp_path / "state.db"))
     file.open()
-    add = [partial(staterows.add_audit, at=1.0, actor=ALICE, action="scan", target=str(n)) for n in range(10)]
+    add = [added(str(n)) for n in range(10)]
     file.write(add)
     assert file.write([partial(prune_audit, before=0.0, max_rows=4)]) == [False]
     rows = file.read(lambda c: c.execute("SELECT target FROM audit ORDER BY seq").fetchall())
@@ -274,15 +279,15 @@ async def test_changes_that_wait_at_the_same_time_share_one_transaction(tmp_path
         return write(changes)  # type: ignore[arg-type]
 
     file.write = counted  # type: ignore[method-assign,assignment]
-    writer = StateWriter(file)
+    ours = StateWriter(file)
     results: list[int] = []
 
     async def ask(number: int) -> None:
-        results.append(await writer.write(lambda connection: number))
+        results.append(await ours.write(lambda connection: number))
 
     with trio.fail_after(NET):
         async with trio.open_nursery() as outer:
-            await outer.start(writer.run_writer)
+            await outer.start(ours.run_writer)
             async with trio.open_nursery() as nursery:
                 for number in range(50):
                     nursery.start_soon(ask, number)
@@ -299,9 +304,40 @@ async def test_one_change_that_fails_undoes_those_beside_it(tmp_path: Path) -> N
     def fail(connection: sqlite3.Connection) -> None:
         connection.execute("SELECT * FROM nothing")
 
-    add = partial(staterows.add_audit, at=1.0, actor=ALICE, action="scan", target="1")
+    add = added("1")
     with pytest.raises(OSError, match="nothing"):
         file.write([add, fail])
     file.write([add])
     assert file.read(lambda c: c.execute("SELECT count(*) FROM audit").fetchone()) == (1,)
     file.close()
+
+
+async def test_more_changes_than_may_wait_are_lost_and_those_who_wait_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "MAX_TOLD", 2)
+    async with opened(tmp_path) as state:
+        with full_disk(), structlog.testing.capture_logs() as logs:
+            for number in range(4):
+                await state.audit.note(ALICE, "scan", str(number))
+        assert [log["target"] for log in logs if log["event"] == "audit_not_written"] == ["0", "1", "2", "3"]
+        await state.once._reserve(OnceKey("k", "o", b"f"), ["default"])  # when this is written, they are
+        assert await targets(state) == ["1", "0"]
+
+
+async def test_nobody_waits_for_a_writer_that_has_ended(tmp_path: Path) -> None:
+    async with opened(tmp_path) as state:
+        pass
+    with trio.fail_after(NET), structlog.testing.capture_logs() as logs:
+        await state.audit.note(ALICE, "scan", "late")
+        with pytest.raises(SpoolUnavailable):
+            await state.once._reserve(OnceKey("k", "o", b"f"), ["default"])
+    assert [log["event"] for log in logs] == ["audit_not_written"]
+
+
+async def test_what_is_no_json_is_a_fault_of_the_caller_alone(tmp_path: Path) -> None:
+    async with opened(tmp_path) as state:
+        with pytest.raises(TypeError):
+            await state.audit.note(ALICE, "scan", "1", before=object())
+        await state.audit.note(ALICE, "scan", "2")
+        assert await targets(state) == ["2"]

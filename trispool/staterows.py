@@ -14,7 +14,17 @@ if TYPE_CHECKING:
 
     from trispool.operating import Actor
 
-__all__ = ["SCHEMA", "Reservation", "add_audit", "confirm", "find_audit", "prune_audit", "prune_keys", "reserve"]
+__all__ = [
+    "SCHEMA",
+    "Reservation",
+    "add_audit",
+    "audit_values",
+    "confirm",
+    "find_audit",
+    "prune_audit",
+    "prune_keys",
+    "reserve",
+]
 
 LOOKED_AT: Final = 20_000
 """Rows of the audit log that are looked at for one page, some 10 ms."""
@@ -132,8 +142,7 @@ def prune_keys(connection: sqlite3.Connection, before: float) -> bool:
 # The audit log
 
 
-def add_audit(
-    connection: sqlite3.Connection,
+def audit_values(
     at: float,
     actor: Actor,
     action: str,
@@ -142,14 +151,23 @@ def add_audit(
     before: object = None,
     after: object = None,
     outcome: str = "ok",
-) -> None:
-    """Add a row; see `AuditRow`."""
-    values = [_storable(text) for text in (actor.name, actor.role, actor.address, action, target)]
-    values += [json.dumps(before, default=str), json.dumps(after, default=str), _storable(outcome)]
+) -> tuple[object, ...]:
+    """A row for `add_audit`; see `AuditRow`.
+
+    Raises:
+        TypeError: `before` or `after` is no JSON.
+    """
+    who = (_storable(actor.name), _storable(actor.role), _storable(actor.address))
+    changed = (json.dumps(before), json.dumps(after))
+    return (at, *who, _storable(action), _storable(target), *changed, _storable(outcome))
+
+
+def add_audit(connection: sqlite3.Connection, values: tuple[object, ...]) -> None:
+    """Add a row."""
     connection.execute(
         "INSERT INTO audit (at, actor, role, address, action, target, before, after, outcome)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (at, *values),
+        values,
     )
 
 

@@ -55,14 +55,12 @@ class _StateDir:
     def note(self, action: str, target: str, *, before: object = None, after: object = None) -> None:
         """Put a change into the audit log. It has been made, so that this fails is said, but no failure."""
         from trispool.statefile import StateFile
-        from trispool.staterows import add_audit
+        from trispool.staterows import add_audit, audit_values
 
         file = StateFile(os.path.join(os.path.abspath(self.path), "state.db"))
-        change = functools.partial(
-            add_audit, at=time.time(), actor=_me(), action=action, target=target, before=before, after=after
-        )
+        values = audit_values(time.time(), _me(), action, target, before=before, after=after)
         try:
-            file.write([change])
+            file.write([functools.partial(add_audit, values=values)])
         except OSError as error:
             click.echo(f"note: not in the audit log: {error}", err=True)
         finally:

@@ -9,7 +9,7 @@ import structlog
 
 from trispool.errors import SpoolUnavailable, TaskRefused
 from trispool.operating import AuditPage
-from trispool.staterows import add_audit, find_audit
+from trispool.staterows import add_audit, audit_values, find_audit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,17 +57,8 @@ class Audit:
             after: What it is now, a JSON value.
             outcome: `ok`, or why it was refused or failed.
         """
-        change = functools.partial(
-            add_audit,
-            at=self._clock(),
-            actor=actor,
-            action=action,
-            target=target,
-            before=before,
-            after=after,
-            outcome=outcome,
-        )
-        if not await self._writer.tell_and_wait(change):
+        values = audit_values(self._clock(), actor, action, target, before=before, after=after, outcome=outcome)
+        if not await self._writer.tell_and_wait(functools.partial(add_audit, values=values)):
             _log.error(
                 "audit_not_written",
                 actor=actor.name,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["StateWriter"]
 
 MAX_TOLD: Final = 100_000
-"""Changes that may wait for a disk that takes no more; then the oldest are lost."""
+"""Changes that may wait for a disk that takes no more; further ones are lost, and whoever waits for them is told."""
 
 MAX_TOGETHER: Final = 500
 """Changes of one transaction, some 10 ms."""
@@ -46,6 +46,10 @@ class _Waiting:
         self.done = trio.Event()
         self.result: Any = None
         self.error: OSError | None = None
+
+    def fail(self, error: OSError) -> None:
+        self.error = error
+        self.done.set()
 
 
 class StateWriter:
@@ -99,10 +103,11 @@ class StateWriter:
 
     def _tell(self, change: Change) -> _Waiting:
         waiting = _Waiting(change)
-        self._told.append(waiting)
-        if len(self._told) > MAX_TOLD:
-            self._give_up([self._told.popleft()], OSError("too many changes wait for the disk"))
-        self._work.set()
+        if self._closing or len(self._told) >= MAX_TOLD:
+            waiting.fail(OSError(f"{self._file.path} is closed, or too many changes wait for it"))
+        else:
+            self._told.append(waiting)
+            self._work.set()
         return waiting
 
     async def read(self, question: Change) -> Any:  # noqa: ANN401 # whatever it returns
@@ -130,15 +135,16 @@ class StateWriter:
                         break
         finally:
             with trio.move_on_after(FLUSH_SECONDS, shield=True):
-                while (self._asked or self._told) and await self._write_some():
+                while (self._asked or self._told) and await self._write_some(abandon=True):
                     pass
             self._closing = True
-            self._give_up([*self._told, *self._asked], OSError(f"{self._file.path} is closed"))
+            for waiting in (*self._told, *self._asked):
+                waiting.fail(OSError(f"{self._file.path} is closed"))
             self._told.clear()
             self._asked.clear()
 
-    async def _write_some(self) -> bool:
-        """Write those that wait longest; False if that failed."""
+    async def _write_some(self, *, abandon: bool = False) -> bool:
+        """Write those that wait longest; False if that failed. With `abandon` a disk that hangs is not waited for."""
         told = [self._told[number] for number in range(min(len(self._told), MAX_TOGETHER))]
         # What is asked for must see all that was told before.
         asked = [] if len(told) < len(self._told) else [*self._asked][:MAX_TOGETHER]
@@ -146,14 +152,15 @@ class StateWriter:
         changes = [waiting.change for waiting in together]
         try:
             # Once begun the thread cannot be cancelled; before that they still wait.
-            results = await trio.to_thread.run_sync(self._file.write, changes, limiter=self._write_limiter)
+            results = await trio.to_thread.run_sync(
+                self._file.write, changes, limiter=self._write_limiter, abandon_on_cancel=abandon
+            )
         except OSError as error:
             if self.problem is None:
                 _log.error("state_not_written", error=str(error))
             self.problem = str(error)
             for waiting in together:
-                waiting.error = error
-                waiting.done.set()
+                waiting.fail(error)
             self._drop(len(asked), self._asked)
             return False
         if self.problem is not None:
@@ -169,8 +176,3 @@ class StateWriter:
     def _drop(self, count: int, queue: deque[_Waiting]) -> None:
         for _ in range(count):
             queue.popleft()
-
-    def _give_up(self, lost: list[_Waiting], error: OSError) -> None:
-        for waiting in lost:
-            waiting.error = error
-            waiting.done.set()
