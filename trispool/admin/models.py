@@ -47,7 +47,8 @@ MAX_IDS: Final = 10_000
 MAX_ID: Final = 255
 """Characters of a task's id: a file has no longer name."""
 
-MAX_PROCESSES: Final = 1000
+MAX_PROCESSES: Final = 256
+"""Of a spool, by a request: a slip must not bring a machine down. The configuration may say more."""
 LONGEST_FREQUENCY: Final = 10 * 365 * 86400.0
 
 _NO_NUL: Final = r"^[^\x00]+$"
