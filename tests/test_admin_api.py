@@ -76,6 +76,17 @@ def multipart(*parts: tuple[str, bytes], boundary: str = "xx") -> tuple[bytes, s
 # Enqueue
 
 
+async def test_key_of_a_form_with_a_file_is_for_its_content_not_for_its_boundary(
+    client: QuartClient, control: FakeControl
+) -> None:
+    statuses = []
+    for boundary, content in (("xx", b"1"), ("yy", b"1"), ("yy", b"2")):
+        body, kind = multipart(('name="a"', b"1"), ('name="file"; filename="f"', content), boundary=boundary)
+        statuses.append((await post(client, body, kind, Idempotency_Key="k")).status_code)
+    assert statuses == [201, 201, 422]
+    assert len(control.kept) == 1
+
+
 async def test_json_task_is_kept_and_answered_with_its_address(client: QuartClient, control: FakeControl) -> None:
     document = {
         "vars": {"path": "/ä.mov", "n": 5, "ratio": 0.1, "yes": True, "no": False, "raw": {"base64": "/wA="}},
