@@ -95,7 +95,7 @@ def _questions(sizes: Sizes) -> Iterator[tuple[str, dict[str, Any]]]:
         "done: middle",
         {
             "state": "done",
-            "cursor": Cursor("enqueued", None, {"default": sizes.finished // 2}).encode(),
+            "cursor": Cursor("enqueued", None, {"default": sizes.waiting + sizes.finished // 2}).encode(),
         },
     )
     yield "done: last", {"state": "done", **newest}
@@ -192,9 +192,9 @@ def _fill(spool: Path, sizes: Sizes) -> None:
             os.utime(path, (tomorrow + number % 1000, tomorrow + number % 1000))
     file = LedgerFile(os.fspath(spool / ".trispool" / "spool.db"))
     file.open()
+    file.write([_died(number) for number in range(sizes.waiting)], {})
     for start in range(0, sizes.finished, _ROWS):
         file.write([_row(number) for number in range(start, min(sizes.finished, start + _ROWS))], {})
-    file.write([_died(number) for number in range(sizes.waiting)], {})
     file.close()
     os.sync()
 
