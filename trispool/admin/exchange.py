@@ -125,13 +125,16 @@ async def read_body(limit: int | None = None) -> bytes:
         raise Problem(
             415, f"Content-Encoding {encoding} is not understood here.", headers={"Accept-Encoding": "identity"}
         )
-    too_large = Problem(413, f"The request body is larger than the {limit} bytes allowed here.")
     if limit is not None and (request.content_length or 0) > limit:
-        raise too_large
+        raise _too_large(limit)
     body = await request.get_data(cache=False, as_text=False, parse_form_data=False)
     if limit is not None and len(body) > limit:
-        raise too_large
+        raise _too_large(limit)
     return body
+
+
+def _too_large(limit: int) -> Problem:
+    return Problem(413, f"The request body is larger than the {limit} bytes allowed here.")
 
 
 def _not_json() -> Problem:

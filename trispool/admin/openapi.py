@@ -21,7 +21,8 @@ from quart_schema.openapi import PATH_RE, APIKeySecurityScheme, OpenAPIProvider
 
 from trispool.admin import moments, schemas
 from trispool.admin.auth import Role
-from trispool.admin.operations import NEW_TASK, OPERATIONS, TAGS, TASK_ID, Answer, Operation, Sent
+from trispool.admin.described import NEW_TASK, Answer, Operation, Sent
+from trispool.admin.operations import OPERATIONS, TAGS, TASK_ID
 from trispool.admin.session import COOKIE
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ Nothing grows without end: of too many addresses, those that have been quiet lon
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import OrderedDict
 from ipaddress import IPv6Address, ip_address
@@ -68,6 +69,7 @@ class Throttle:
         return (_network_of(address), digest) in self._known
 
 
+@functools.lru_cache(maxsize=1024)  # every request asks
 def _network_of(address: str) -> str:
     """What one guesser has: an IPv4 address, or as a rule 2**64 IPv6 addresses."""
     try:
