@@ -98,8 +98,7 @@ class PrivateFolder:
             temporary.unlink()
 
     def replace(self, name: str, content: bytes) -> None:
-        """Make a file, or put a new one in its place; it is on disk when this returns. A group that can read it still
-        can.
+        """Make a file, or put a new one in its place, which is on disk then. A group that could read it still can.
 
         Raises:
             OSError: It cannot be written.
