@@ -29,7 +29,8 @@ class TaskRefused(TrispoolError):
 
     Args:
         message: What is wrong, naming the key, its value or size, and what is allowed.
-        status: The HTTP status a server answers with: 400 (malformed), 404 (no such spool) or 413 (too large).
+        status: The HTTP status a server answers with: 400 (malformed), 404 (no such spool), 409 (its state, or another
+            task of that id, does not permit it), 413 (too large), 422 (its key was used before) or 429 (too many).
     """
 
     def __init__(self, message: str | None = None, *, status: int = 400) -> None:
