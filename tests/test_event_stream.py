@@ -231,7 +231,7 @@ async def test_readers_beyond_the_limit_are_refused_until_one_goes() -> None:
 async def test_reader_whose_token_is_revoked_is_told_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving() as served, served.reading() as reader:
         await until(lambda: served.control.readers == 1)
-        monkeypatch.setattr(served.accounts, "is_accepted", lambda token: False)
+        monkeypatch.setattr(served.accounts, "is_accepted", lambda *_: False)
         served.control.tell("spools", {})
         assert await reader.next() is None
 

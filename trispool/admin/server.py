@@ -3,8 +3,8 @@
 Hypercorn's `serve` cannot be given another connection class, so this is its `trio/run.py` in short, without lifespan
 events: the application has no start or end of its own, the service around it has.
 
-The stop, from inside out: accepting ends; idle connections are closed; requests under way are answered; a client that
-does not take its answer gets `stop_stall_seconds`; after `grace` the rest is cut off.
+The stop, from inside out: accepting ends; idle connections are closed, and streams of events end; requests under way
+are answered; a client that does not take its answer gets `stop_stall_seconds`; after `grace` the rest is cut off.
 """
 
 from __future__ import annotations
