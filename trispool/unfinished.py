@@ -163,6 +163,11 @@ def _glance(spool: Listable, slots: range, best: _Best) -> None:
     # Of the two states: 0 is scheduled, 2 ready.
     unwanted = 0 if TaskState.SCHEDULED not in best.states else 2 if TaskState.READY not in best.states else -1
     (low, high), (due_low, due_high) = best.enqueued, best.due
+    # Most parts have none that comes first, which is soon seen.
+    values = schedule.column(slots.start, slots.stop, due=by_due)
+    begin, end = best.due if by_due else best.enqueued
+    if not values or max(values) < begin or min(values) > end:
+        return
     likely = [
         (due_at if by_due else microseconds, slot)
         for slot, (due_at, microseconds, flags) in zip(slots, schedule.briefs(slots.start, slots.stop), strict=False)
