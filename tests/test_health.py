@@ -78,6 +78,13 @@ def test_what_was_refused_is_told_until_something_is_kept_or_a_while_has_gone() 
     assert refusals.reason(NOW) is None
 
 
+def test_what_one_directory_refused_says_nothing_of_the_next() -> None:
+    refusals = Refusals()
+    refusals.refused("it is gone", NOW, where=0)
+    assert refusals.reason(NOW, where=0) == "it is gone"
+    assert refusals.reason(NOW, where=1) is None
+
+
 def test_a_traceback_is_shown_to_those_with_a_token_only() -> None:
     try:
         raise ValueError("no such key")

@@ -30,12 +30,23 @@ class Refusals:
     def __init__(self) -> None:
         self._reason = ""
         self._until = 0.0
+        self._where = 0
 
-    def refused(self, reason: str, now: float) -> bool:
-        """Something was not kept, at that time (Unix seconds). Returns whether that is news."""
-        is_new = self.reason(now) is None
+    def refused(self, reason: str, now: float, where: int = 0) -> bool:
+        """Something was not kept.
+
+        Args:
+            reason: Why.
+            now: Unix seconds.
+            where: In which of the directories that the spool has had; it says nothing of the next one.
+
+        Returns:
+            Whether that is news.
+        """
+        is_new = self.reason(now, where) is None
         self._reason = reason
         self._until = now + LATELY_SECONDS
+        self._where = where
         return is_new
 
     def kept(self) -> bool:
@@ -44,10 +55,12 @@ class Refusals:
         self._reason = ""
         return is_new
 
-    def reason(self, now: float) -> str | None:
+    def reason(self, now: float, where: int = 0) -> str | None:
         """Why the spool keeps nothing, as far as is known at that time (Unix seconds), or None."""
+        if not self._reason or where != self._where:
+            return None
         # The clock may have been set back.
-        return self._reason if self._reason and 0 < self._until - now <= LATELY_SECONDS else None
+        return self._reason if 0 < self._until - now <= LATELY_SECONDS else None
 
 
 def healthiness(statuses: Iterable[SpoolStatus]) -> Health:

@@ -173,7 +173,7 @@ class LiveSpool:
             await trio.lowlevel.checkpoint()
             results += await self._keep(tasks[len(results) : len(results) + ENQUEUE_AT_ONCE])
         if results and isinstance(results[-1], SpoolUnavailable):
-            if self._refusals.refused(str(results[-1]), time.time()):
+            if self._refusals.refused(str(results[-1]), time.time(), self.store.replaced):
                 _log.error("tasks_not_kept", spool=self.name, error=str(results[-1]))
         elif results and self._refusals.kept():
             _log.info("tasks_kept_again", spool=self.name)
@@ -269,7 +269,7 @@ class LiveSpool:
                 "paused": False,
             },
             scanned=self._dispatcher.scanned,
-            refusing=self._refusals.reason(time.time()),
+            refusing=self._refusals.reason(time.time(), self.store.replaced),
         )
 
     def _problem(self, workers: str | None) -> str | None:

@@ -94,6 +94,11 @@ class DirectoryStore:
         return self._opened.path
 
     @property
+    def replaced(self) -> int:
+        """How often the directory was found to be another one."""
+        return self._opened.replaced
+
+    @property
     def problem(self) -> str | None:
         """Why it takes no more tasks, or None."""
         return self._opened.broken
