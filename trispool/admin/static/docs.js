@@ -134,9 +134,8 @@ function field(label, control) {
 /** @param {string} method @param {string} path @param {any} operation */
 function operationDetails(method, path, operation) {
   const role = operation["x-role"] ?? (operation.security ? "public" : "any token");
-  const summary = make("summary", {}, make("span", { class: "role" }, role));
-  summary.append(make("span", { class: `method ${method}` }, method.toUpperCase()), make("code", {}, path));
-  summary.append(` ${operation.summary}`);
+  const summary = make("summary", {}, make("span", { class: `method ${method}` }, method.toUpperCase()));
+  summary.append(make("code", {}, path), ` ${operation.summary} `, make("span", { class: "role" }, role));
   const details = make("details", { class: "operation", id: operation.operationId }, summary);
   details.addEventListener("toggle", () => details.append(operationBody(method, path, operation)), { once: true });
   return details;
