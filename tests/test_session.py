@@ -268,7 +268,7 @@ async def test_a_wrong_login_is_throttled_as_any_wrong_token() -> None:
         ("application/json", '{"token": 1}', 400),
         ("application/json", json.dumps({"token": TOKEN, "role": "operate"}), 400),
         ("application/json", '{"token": "\\ud800"}', 400),
-        ("application/json", "[" * 100_000, 400),
+        ("application/json", "[" * 4_000, 400),
     ],
 )
 async def test_a_login_that_is_none_is_refused(content_type: str, content: str, status: int) -> None:

@@ -1,14 +1,15 @@
-"""Why a new task was refused: every fault, found by looking at each part by itself. Pure, and never in a hurry."""
+"""Why a new task was refused: its faults, found by looking at each part by itself. Pure, and never in a hurry."""
 
 from __future__ import annotations
 
 import base64
 import binascii
+import itertools
 import math
 from typing import TYPE_CHECKING, Any, Final
 
 from trispool.admin import moments
-from trispool.admin.faults import Fault, FaultyRequest, pointer
+from trispool.admin.faults import MAX_FAULTS, Fault, FaultyRequest, pointer
 from trispool.admin.jsonbody import decode_object
 from trispool.errors import TaskRefused
 from trispool.packet import new_task
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 __all__ = ["BASE64", "VAR", "of_document", "of_fields"]
+
+MAX_VARS: Final = 65_535 // 4
+"""Each takes four bytes for its lengths."""
 
 VAR: Final = 'text, a number, true, false, or {"base64": "…"}'
 BASE64: Final = "base64 (RFC 4648 section 4)"
@@ -38,26 +42,19 @@ def of_document(data: bytes, error: Exception) -> FaultyRequest:
         document = decode_object(data)
     except FaultyRequest as faulty:
         return faulty
-    return _conclude(list(_in_document(document)), error)
+    return _conclude(_in_document(document), error)
 
 
 def of_fields(pairs: Sequence[tuple[bytes, bytes]], error: Exception) -> FaultyRequest:
     """What is wrong with the fields of a form or query."""
-    fields: dict[bytes, bytes] = {}
-    faults: list[tuple[Fault, int]] = []
-    for key, value in pairs:
-        if key in fields:
-            faults.append((Fault("given twice; a var has one value", parameter=_text(key), value=value), 400))
-        fields[key] = value
-    for key, value in fields.items():
-        faults += ((_at({"parameter": _text(key)}, fault), status) for fault, status in _in_var(key, value, value))
-    return _conclude(faults, error)
+    return _conclude(_in_fields(pairs), error)
 
 
-def _conclude(found: list[tuple[Fault, int]], error: Exception) -> FaultyRequest:
-    if not found:
+def _conclude(found: Iterator[tuple[Fault, int]], error: Exception) -> FaultyRequest:
+    first = list(itertools.islice(found, MAX_FAULTS))
+    if not first:
         return FaultyRequest([Fault(str(error))], status=error.status if isinstance(error, TaskRefused) else 400)
-    faults, statuses = zip(*found, strict=True)
+    faults, statuses = zip(*first, strict=True)
     return FaultyRequest(faults, status=statuses[0] if len(set(statuses)) == 1 else 400)
 
 
@@ -66,12 +63,23 @@ def _at(place: Mapping[str, str], fault: Fault) -> Fault:
     return Fault(fault.problem, value=fault.value, expected=fault.expected, **place)
 
 
+def _in_fields(pairs: Sequence[tuple[bytes, bytes]]) -> Iterator[tuple[Fault, int]]:
+    fields: dict[bytes, bytes] = {}
+    for key, value in pairs:
+        if key in fields:
+            yield Fault("given twice; a var has one value", parameter=_text(key), value=value), 400
+        fields[key] = value
+    for key, value in fields.items():
+        for fault, status in _in_var(key, value, value):
+            yield _at({"parameter": _text(key)}, fault), status
+
+
 def _in_document(document: Mapping[str, Any]) -> Iterator[tuple[Fault, int]]:
     vars = document.get("vars")
     for name, value in document.items():
         place = pointer(name)
         if name == "vars" and isinstance(value, dict):
-            for key, member in value.items():
+            for key, member in itertools.islice(value.items(), MAX_VARS):
                 yield from _in_member(key, member)
         elif name not in _MEMBERS:
             yield Fault("unknown member", pointer=place, value=value, expected=f"one of {', '.join(_MEMBERS)}"), 400

@@ -1,4 +1,4 @@
-"""From a request to the tasks it asks for. Pure: bytes in, `NewTask` out or a `FaultyRequest` that names every fault.
+"""From a request to the tasks it asks for. Pure: bytes in, `NewTask` out or a `FaultyRequest` that names its faults.
 
 What is right is read as fast as can be; what is not is looked at again by `diagnosis`, which says why.
 
@@ -33,7 +33,7 @@ from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDeco
 
 from trispool.admin import diagnosis
 from trispool.admin.faults import Fault, FaultyRequest
-from trispool.admin.jsonbody import doubled
+from trispool.admin.jsonbody import check_marks, doubled
 from trispool.admin.moments import EXPECTED, parse_moment
 from trispool.errors import TaskRefused
 from trispool.packet import new_task
@@ -49,6 +49,9 @@ JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
 FORM: Final = "application/x-www-form-urlencoded"
 MULTIPART: Final = "multipart/form-data"
+
+MAX_FIELDS: Final = diagnosis.MAX_VARS
+"""Of a form or query."""
 
 MAX_PARTS: Final = 10_000
 """Of a multipart body. A var takes at least five bytes of 65,535, so more than 13,107 cannot be right anyway."""
@@ -104,6 +107,7 @@ def parse_document(data: bytes) -> NewTask:
     Raises:
         FaultyRequest: What is wrong.
     """
+    check_marks(data)
     try:
         document = _decode_document(data)
         # This is the hot path of batches: counting keys on the way is what finding doubled ones costs.
@@ -148,7 +152,13 @@ def parse_lines(data: bytes) -> Iterator[tuple[int, NewTask | FaultyRequest]]:
 
 
 def pairs_of(data: bytes) -> list[tuple[bytes, bytes]]:
-    """The fields of a form or query (WHATWG URL, section 5.1), as bytes: a var need not be text."""
+    """The fields of a form or query (WHATWG URL, section 5.1), as bytes: a var need not be text.
+
+    Raises:
+        FaultyRequest: They are more than a task can have.
+    """
+    if data.count(b"&") > MAX_FIELDS:
+        raise FaultyRequest([Fault(f"more than {MAX_FIELDS} fields")], status=413)
     pairs = []
     for part in data.split(b"&"):
         if part:

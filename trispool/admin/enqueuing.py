@@ -8,6 +8,7 @@ WebDAV, RFC 4918), the id of the others is null, and `errors` names the line, st
 
 from __future__ import annotations
 
+import functools
 import re
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
@@ -46,6 +47,9 @@ SLICE: Final = 200
 REPLAYED: Final = {"Idempotent-Replayed": "true"}
 """Says that the answer is that of an earlier request with the same key."""
 
+THREAD_BYTES: Final = 256 * 1024
+"""What takes longer to read, some milliseconds, is read in a thread."""
+
 _is_key: Final = re.compile(r"[\x21-\x7e]{1,255}").fullmatch
 
 
@@ -60,7 +64,7 @@ class EnqueueViews:
     def __init__(self, control: Control, settings: AdminSettings) -> None:
         self._control = control
         self._settings = settings
-        self._hashing = trio.CapacityLimiter(2)
+        self._threads = trio.CapacityLimiter(2)
 
     def routes(self) -> Sequence[Route]:
         """Its address."""
@@ -72,7 +76,9 @@ class EnqueueViews:
         body = await read_body()
         if request.mimetype == NDJSON:
             return await self._enqueue_batch(spool, body)
-        task = _for_spool(spool, parse_task(request.mimetype, request.mimetype_params, request.query_string, body))
+        parse = functools.partial(parse_task, request.mimetype, request.mimetype_params, request.query_string, body)
+        is_large = len(body) > THREAD_BYTES
+        task = _for_spool(spool, await trio.to_thread.run_sync(parse, limiter=self._threads) if is_large else parse())
         [result], replayed = await self._keep([task], name)
         if isinstance(result, TrispoolError):
             raise result
@@ -91,7 +97,7 @@ class EnqueueViews:
         # Of what is asked for, not of the bytes: multipart has another boundary each time it is sent.
         asked = repr((request.path, request.query_string, request.mimetype)).encode("utf-8", "surrogateescape")
         # 64 MiB take 50 ms.
-        fingerprint = await trio.to_thread.run_sync(_fingerprint, asked, tasks, limiter=self._hashing)
+        fingerprint = await trio.to_thread.run_sync(_fingerprint, asked, tasks, limiter=self._threads)
         once = OnceKey(key, actor().name, fingerprint)
         return await self._control.enqueue_once(once, tasks, default_spool=spool)
 

@@ -1,16 +1,19 @@
-"""What all views share: reading a request, within its limits and with every fault at once, and answering it."""
+"""What all views share: reading a request, within its limits and with its faults at once, and answering it."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 import msgspec
+import trio
 from pydantic import ValidationError
 from quart import Response, g, request
+from werkzeug.exceptions import RequestTimeout
 
 from trispool.admin.enqueue import pairs_of
-from trispool.admin.faults import Fault, FaultyRequest, faults_in
+from trispool.admin.faults import MAX_FAULTS, Fault, FaultyRequest, faults_in
 from trispool.admin.jsonbody import decode_object
 from trispool.admin.models import Nothing, Request
 from trispool.admin.problems import Problem
@@ -119,6 +122,7 @@ async def read_body(limit: int | None = None) -> bytes:
 
     Raises:
         Problem: It is compressed or too large.
+        RequestTimeout: It did not come in time.
     """
     encoding = request.headers.get("Content-Encoding", "identity")
     if encoding.lower() != "identity":
@@ -127,9 +131,17 @@ async def read_body(limit: int | None = None) -> bytes:
         )
     if limit is not None and (request.content_length or 0) > limit:
         raise _too_large(limit)
-    body = await request.get_data(cache=False, as_text=False, parse_form_data=False)
-    if limit is not None and len(body) > limit:
-        raise _too_large(limit)
+    if limit is None:
+        return await request.get_data(cache=False, as_text=False, parse_form_data=False)
+    body = b""
+    try:
+        with trio.fail_after(request.body_timeout or math.inf):
+            async for part in request.body:
+                body += part
+                if len(body) > limit:  # a request in chunks has not said so
+                    raise _too_large(limit)
+    except trio.TooSlowError:
+        raise RequestTimeout from None
     return body
 
 
@@ -146,7 +158,8 @@ def _validated(model: type[Asked], data: Mapping[str, object], faults: list[Faul
     try:
         asked = model.model_validate(data)
     except ValidationError as error:
-        raise FaultyRequest([*faults, *faults_in(error, model, data, in_query=in_query)]) from None
+        faults += faults_in(error, model, data, in_query=in_query)
+        raise FaultyRequest(faults[:MAX_FAULTS]) from None
     if faults:
-        raise FaultyRequest(faults)
+        raise FaultyRequest(faults[:MAX_FAULTS])
     return asked

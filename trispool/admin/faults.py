@@ -1,4 +1,4 @@
-"""What is wrong with a request, as values: every fault of it, each with its place, the value and what was expected.
+"""What is wrong with a request, as values: its faults, each with its place, the value and what was expected.
 
 A fault of a JSON body has a `pointer` (RFC 6901), one of the query, of a form or of a header a `parameter`, one of a
 batch its `line`. Pure.
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 __all__ = ["ABSENT", "Fault", "FaultyRequest", "faults_in", "pointer", "shown"]
+
+MAX_FAULTS: Final = 100
+"""Of one request that are looked for and named: an answer must not be many times as large as what was sent."""
 
 MAX_SHOWN: Final = 60
 """Characters of a bad value that an answer repeats."""
@@ -112,7 +115,7 @@ def faults_in(
         data: What was validated.
         in_query: The data are fields of the query, not members of a JSON document.
     """
-    for item in error.errors(include_url=False, include_context=False, include_input=False):
+    for item in error.errors(include_url=False, include_context=False, include_input=False)[:MAX_FAULTS]:
         path = item["loc"]
         problem, expected = "", _expected(model, path)
         value = _value_at(data, path)

@@ -1,7 +1,7 @@
 """Errors as problem documents (RFC 9457), all of them: one class to raise, one table from errors to statuses.
 
 `{"type": "about:blank", "title": "Bad Request", "status": 400, "detail": "what is wrong and what is expected"}`. What
-names single faults has them all in `errors`, a list of
+names single faults has them in `errors`, a list of up to a hundred like
 
     {"detail": "limit=0: expected …", "parameter": "limit", "value": "0", "expected": "a whole number from 1 to 500"}
 

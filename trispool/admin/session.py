@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 import msgspec
 from quart import Blueprint, Response, g, request
 
+from trispool.admin.exchange import read_body
 from trispool.admin.problems import Problem
 from trispool.errors import ConfigError
 
@@ -49,6 +50,9 @@ LONGEST_SECONDS: Final = 7 * 86400.0
 
 RENEW_SECONDS: Final = 600.0
 """A session that is used gets a new cookie so often at most."""
+
+MAX_LOGIN: Final = 4096
+"""Bytes of the body: whoever sends it is not known yet."""
 
 _PURPOSE: Final = "trispool session 1"
 
@@ -204,7 +208,7 @@ async def _read_token() -> str:
     if request.mimetype != "application/json":
         raise Problem(415, "Expected application/json.")
     try:
-        document: Any = msgspec.json.decode(await request.get_data(cache=False, as_text=False, parse_form_data=False))
+        document: Any = msgspec.json.decode(await read_body(MAX_LOGIN))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Problem(400, f"Not JSON: {error}") from None
     match document:
