@@ -20,10 +20,11 @@ from trispool.admin.guard import Needs, install_guard
 from trispool.admin.problems import answer_errors
 from trispool.admin.session import COOKIE
 from trispool.admin.throttle import BURST, Throttle
-from trispool.tokenfile import Role, Token, digest_of
+from trispool.tokenfile import Role, Token, TokenFiles, digest_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from quart import Quart
     from quart.typing import TestClientProtocol
@@ -414,3 +415,16 @@ async def test_guesses_are_answered_with_429_and_known_ones_go_on() -> None:
     # Public addresses are not concerned, nor those who send no token.
     assert (await client.get("/public")).status_code == 200
     assert (await client.get("/who")).status_code == 401
+
+
+async def test_who_guesses_locks_nobody_out_whose_token_cannot_be_guessed(tmp_path: Path) -> None:
+    generated = TokenFiles(tmp_path).create("anna", Role.VIEW, now=0.0)
+    chosen = "a-word-that-somebody-chose"
+    client = small_app(Accounts.of({generated: Role.VIEW, chosen: Role.OPERATE}))
+    for number in range(BURST):
+        await client.get("/who", headers={"Authorization": f"Bearer guess-{number}"})
+    statuses = [
+        (await client.get("/who", headers={"Authorization": f"Bearer {token}"})).status_code
+        for token in (chosen, generated, generated[:-1] + "-")
+    ]
+    assert statuses == [429, 200, 429]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["OPERATOR", "Role", "StoredToken", "Token", "TokenFiles", "digest_of"]
+__all__ = ["OPERATOR", "Role", "StoredToken", "Token", "TokenFiles", "digest_of", "is_generated"]
 
 OPERATOR: Final = "operator"
 """The name of the token that the first run makes."""
@@ -53,6 +53,8 @@ MAX_ENDED: Final = 10_000
 
 _TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]{16,}=*")
 """RFC 6750 section 2.1 (b64token); shorter than 16 characters is no secret."""
+
+_GENERATED: Final = re.compile(PREFIX + r"[A-Za-z0-9_-]{43}")
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 
@@ -350,6 +352,11 @@ class TokenFiles:
             return {str(key): float(at) for key, at in document.items()}
         except (AttributeError, TypeError, ValueError) as error:
             raise ConfigError([f"{self._folder.path / name}: not written by trispool: {error!r}"]) from None
+
+
+def is_generated(token: str) -> bool:
+    """Whether a token that is known was made here, so that nobody guesses it; the operator's may come from anybody."""
+    return _GENERATED.fullmatch(token) is not None
 
 
 def _new_token() -> str:

@@ -20,7 +20,7 @@ from trispool.admin.session import Session, name_in, read_cookie, write_cookie
 from trispool.admin.throttle import Throttle
 from trispool.errors import ConfigError
 from trispool.operating import Actor
-from trispool.tokenfile import KEY_BYTES, OPERATOR, Role, StoredToken, Token, TokenFiles, digest_of
+from trispool.tokenfile import KEY_BYTES, OPERATOR, Role, StoredToken, Token, TokenFiles, digest_of, is_generated
 
 if TYPE_CHECKING:
     import os
@@ -104,12 +104,12 @@ class Accounts:
             Problem: It is not known or has expired (401), or there were too many wrong ones from there (429).
         """
         found = self._find(token)
-        if found is None or not self._throttle.knows(address, found.digest):
+        if found is None or not (is_generated(token) or self._throttle.knows(address, found.digest)):
             wait = self._throttle.wait_seconds(address)
             if wait > 0:
                 raise Problem(
                     429,
-                    "There were too many wrong tokens from this address. Known ones are let in still.",
+                    "There were too many wrong tokens from this address.",
                     headers={"Retry-After": str(math.ceil(wait))},
                 )
         if found is None:

@@ -1,8 +1,8 @@
 """Guessing is slowed down by address; who has been let in before is let in again. Pure: told the time.
 
-An address may be wrong `BURST` times, then once in `REFILL_SECONDS`. While it may not, no token from there is even
-looked at, so the right one among many guesses is not found out: but for those that came from there before, or one
-program that guesses would lock out all others behind the same proxy.
+An address may be wrong `BURST` times, then once in `REFILL_SECONDS`. While it may not, the right token among many
+guesses is refused too, so that it is not found out: but for those that came from there before and those that nobody can
+guess (`tokenfile.is_generated`), or one program that guesses would lock out all others behind the same proxy.
 
 Nothing grows without end: of too many addresses, those that have been quiet longest are forgotten.
 """
