@@ -28,7 +28,7 @@ from trispool.operating import Action, ActionResult, BulkPreview
 from trispool.task import LATEST_AT, TaskState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Sequence
 
     from trispool.control import TaskSummary
     from trispool.operating import Actor, BulkPage, BulkRequest, BulkStatus, TaskFilter
@@ -99,6 +99,7 @@ class BulkRuns:
     Args:
         tasks: What is acted on.
         on_progress: Told how far a run is, four times a second at most, and when it has ended.
+        on_end: Told of the end of a run that whoever began it has not seen.
         clock: Unix seconds.
     """
 
@@ -107,10 +108,12 @@ class BulkRuns:
         tasks: BulkTasks,
         *,
         on_progress: Callable[[BulkStatus], None] | None = None,
+        on_end: Callable[[BulkStatus, Actor], Awaitable[None]] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._tasks = tasks
         self._on_progress = on_progress
+        self._on_end = on_end
         self._clock = clock
         self._runs: dict[str, Run] = {}
         self._previews = trio.CapacityLimiter(MAX_RUNNING)
@@ -160,8 +163,11 @@ class BulkRuns:
         run = Run(request.action, request.at, actor, self._clock())
         self._runs[run.id] = run
         self._nursery.start_soon(self._carry_out, run, request)
-        with trio.move_on_after(ANSWER_SECONDS):
-            await run.ended.wait()
+        try:
+            with trio.move_on_after(ANSWER_SECONDS):
+                await run.ended.wait()
+        finally:
+            run.is_alone = True
         if run.refusal is not None:
             self._runs.pop(run.id, None)
             raise run.refusal
@@ -218,6 +224,8 @@ class BulkRuns:
             run.end(self._clock())
             if run.refusal is None:
                 self._tell(run)
+                if run.is_alone and self._on_end is not None:
+                    await self._on_end(run.status(), run.actor)
 
     async def _select(self, run: Run, request: BulkRequest) -> None:
         if request.ids is not None:

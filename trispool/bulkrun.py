@@ -41,6 +41,7 @@ class Run:
         id: Its id; not one of before a restart.
         selection: In which the tasks are selected.
         ids: Those that are to be acted on.
+        is_alone: Whether whoever began it waits for its end no more.
         is_stopping: Whether nothing more is to be begun.
         refusal: Why it never began.
         ended: Set at its end.
@@ -55,6 +56,7 @@ class Run:
         self.actor = actor
         self.selection = trio.CancelScope()
         self.ids: Packed[str] = Packed()
+        self.is_alone = False
         self.is_stopping = False
         self.refusal: TaskRefused | None = None
         self.ended = trio.Event()

@@ -80,6 +80,7 @@ class Controller:
         self.bulk_runs = BulkRuns(
             _BulkTasks(self),
             on_progress=lambda status: hub.publish("bulk", status.id, _plain(status)),
+            on_end=lambda status, actor: self.note(actor, "bulk.end", status.id, after=_plain(status)),
         )
         self.is_stopping = False
         self._spools = {spool.name: spool for spool in spools}
@@ -131,8 +132,14 @@ class Controller:
     async def scan(self, name: str, actor: Actor) -> SpoolStatus:
         """See `Control.scan`."""
         spool = self._named(name)
-        await spool.scan_now()
-        await self.note(actor, "spool.scan", name)
+        outcome = "ok"
+        try:
+            await spool.scan_now()
+        except TrispoolError as error:
+            outcome = str(error)
+            raise
+        finally:
+            await self.note(actor, "spool.scan", name, outcome=outcome)
         return spool.status()
 
     async def restart_worker(self, pid: int, actor: Actor, *, kill: bool = False) -> WorkerStatus:
@@ -221,12 +228,15 @@ class Controller:
             "at": request.at,
         }
         action, target = f"tasks.{request.action}", (request.filter and request.filter.spool) or ""
+        after, outcome = None, "ok"
         try:
             status = await self.bulk_runs.start_bulk(request, actor)
+            after = _plain(status)
         except TrispoolError as error:
-            await self.note(actor, action, target, before=asked, outcome=str(error))
+            outcome = str(error)
             raise
-        await self.note(actor, action, target, before=asked, after=_plain(status))
+        finally:
+            await self.note(actor, action, target, before=asked, after=after, outcome=outcome)
         return status
 
     def bulk(self, bulk_id: str, *, limit: int = 500, cursor: str | None = None) -> BulkPage:
@@ -235,8 +245,15 @@ class Controller:
 
     async def stop_bulk(self, bulk_id: str, actor: Actor) -> BulkStatus:
         """See `Control.stop_bulk`."""
-        status = await self.bulk_runs.stop_bulk(bulk_id)
-        await self.note(actor, "bulk.stop", bulk_id, after=_plain(status))
+        after, outcome = None, "ok"
+        try:
+            status = await self.bulk_runs.stop_bulk(bulk_id)
+            after = _plain(status)
+        except TrispoolError as error:
+            outcome = str(error)
+            raise
+        finally:
+            await self.note(actor, "bulk.stop", bulk_id, after=after, outcome=outcome)
         return status
 
     # Watching
