@@ -113,12 +113,12 @@ class Writes:
         real = LedgerFile.write
         writes = self
 
-        def write(self: LedgerFile, rows: Sequence[AttemptRow], retrying: Any) -> int:
+        def write(self: LedgerFile, rows: Sequence[AttemptRow], retrying: Any, incoming: Any) -> int:
             writes.sizes.append(len(rows))
             if error := writes._fail(len(writes.sizes)):
                 writes._token.run_sync_soon(writes.failed.set)
                 raise error
-            unfit = real(self, rows, retrying)
+            unfit = real(self, rows, retrying, incoming)
             writes._token.run_sync_soon(writes.written.set)
             return unfit
 

@@ -16,7 +16,6 @@ import structlog.testing
 import trio
 
 from tests.worker_support import PATIENCE, write_handlers
-from trispool import livespool
 from trispool.controller import Controller
 from trispool.dispatcher import Dispatcher
 from trispool.errors import TaskRefused
@@ -24,6 +23,7 @@ from trispool.livespool import LiveSpool, open_spool
 from trispool.operating import Action, SpoolChange
 from trispool.packet import new_task
 from trispool.settings import SpoolSettings
+from trispool.store import directory
 from trispool.task import AttemptRow, Entry, TaskState
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def settings(path: Path, **options: Any) -> SpoolSettings:
 async def test_very_many_tasks_are_enqueued_in_parts_and_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(livespool, "ENQUEUE_AT_ONCE", 7)
+    monkeypatch.setattr(directory, "ROWS_A_CALL", 7)
     sizes: list[int] = []
     real = Dispatcher.enqueue
 
@@ -65,7 +65,7 @@ async def test_very_many_tasks_are_enqueued_in_parts_and_in_order(
 async def test_of_very_many_tasks_those_before_a_cancellation_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(livespool, "ENQUEUE_AT_ONCE", 5)
+    monkeypatch.setattr(directory, "ROWS_A_CALL", 5)
     with trio.fail_after(10):
         async with open_spool(settings(tmp_path), []) as spool:
             real = spool.store.add
@@ -142,9 +142,10 @@ async def test_status_counts_what_is_held_and_dead_without_looking(
                 await spool.act(entry.id, Action.HOLD, "somebody")
             for entry in added[2:3]:
                 assert await spool.store.set_aside(entry)
-            monkeypatch.setattr(os, "scandir", None)
-            monkeypatch.setattr(os, "stat", None)
-            status = spool.status()
+            with monkeypatch.context() as patched:
+                patched.setattr(os, "scandir", None)
+                patched.setattr(os, "stat", None)
+                status = spool.status()
             assert (status.held, status.dead) == (2, 1)
 
 

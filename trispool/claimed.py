@@ -29,6 +29,7 @@ __all__ = [
     "Settling",
     "Unclaimable",
     "Unreadable",
+    "lock",
     "open_locked",
     "read_task",
 ]
@@ -159,14 +160,23 @@ def open_locked(folder: int, ref: str) -> int:
             raise Unreadable(error.strerror or str(error)) from error
         raise Settling(f"{ref} cannot be opened: {error.strerror or error}") from error
     try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _WRITE_LOCK)
-    except (BlockingIOError, PermissionError):
-        os.close(fd)
-        raise Locked from None
+        lock(fd)
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+def lock(fd: int) -> None:
+    """Lock a spool file until `fd`, which is open for writing, is closed.
+
+    Raises:
+        Locked: Somebody else runs it.
+    """
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _WRITE_LOCK)
+    except (BlockingIOError, PermissionError):
+        raise Locked from None
 
 
 def read_task(fd: int, size: int, body_limit: int | None = None) -> tuple[bytes, dict[bytes, bytes], bytes]:

@@ -134,8 +134,10 @@ class Dispatcher:
             results = await self._store.add(tasks)
             now = self._clock()
             entries = [result for result in results if isinstance(result, Entry)]
-            for entry in entries:
+            for number, entry in enumerate(entries, 1):
                 self.backlog.added(entry, now)
+                if not number % LOOK_AT_ONCE:
+                    await trio.lowlevel.checkpoint()
             self._watcher.enqueued(entries)
             self._wake.set()
             return results
@@ -330,6 +332,8 @@ class Dispatcher:
             if not free:
                 return
             for number, worker in enumerate(free):
+                # What came back meanwhile must have come back to the store before it is claimed again.
+                await self.settle()
                 share = -(-self.backlog.ready // (len(free) - number))
                 await self._give(worker, self.backlog.take(min(worker.room, share), now, worker.pid))
             # Is there more? One may have had room for more than its share, and another not for its.

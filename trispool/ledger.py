@@ -1,5 +1,8 @@
 """The history of a spool: one row per attempt, in the spool's own `.trispool/spool.db`.
 
+The same file has the tasks that are kept and have no spool file yet (`trispool.incomingfile`): one writer, one commit
+for both.
+
 Rules it keeps:
 
 1. It never stops a task. A row that cannot be written is dropped, counted and said; what happens to a damaged file is
@@ -8,7 +11,9 @@ Rules it keeps:
 3. It also remembers, for tasks that wait for another attempt, how many they had and when the next one is: the only part
    that running depends on, read once at start.
 
-A task's durability does not rest on it.
+4. A task that is recorded as finished leaves the table `incoming` in the same transaction, so it is not run again.
+
+The durability of a task that has a file does not rest on it.
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ import trio
 from trispool import spoolfile
 from trispool.errors import SpoolUnavailable
 from trispool.histogram import Histogram
+from trispool.incomingfile import IncomingChange
 from trispool.ledgerfile import Damaged, LedgerFile, Replaced
 from trispool.ledgersearch import HISTORY, history, last_runs, search
 
@@ -31,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from trispool.control import TaskSummary
+    from trispool.incomingfile import IncomingRow
     from trispool.ledgersearch import History, Stretch
     from trispool.operating import TaskFilter
     from trispool.task import AttemptRow, Retrying
@@ -44,6 +51,9 @@ GATHER_SECONDS: Final = 0.05
 """How long rows are gathered for one transaction, which costs as much as writing fifty of them. A crash of the service
 loses the history of so long; whoever asks for history sees all of it, since a question writes first."""
 
+GATHER_FINISHED_SECONDS: Final = 0.01
+"""The same while tasks without a file have been run: those would be run again after a crash."""
+
 PRUNE_SECONDS: Final = 600.0
 """How often old rows are looked for."""
 
@@ -56,6 +66,8 @@ connection."""
 
 RETRY_SECONDS: Final = 1.0
 """How long to wait after a failed commit: a full disk does not mend faster."""
+
+_FINISHED: Final = frozenset({"done", "cancelled"})
 
 _log = structlog.get_logger()
 
@@ -93,6 +105,8 @@ class Ledger:
         self._file = LedgerFile(path)
         self._rows: list[AttemptRow] = []
         self._retrying: dict[str, Retrying | None] = {}
+        self._incoming: dict[str, int] = {}  # the rows of the table, by task id
+        self._removed: list[int] = []
         self._work = trio.Event()
         # One flush at a time: what was recorded later must not be written before what is written again after an error.
         self._flushing = trio.Lock()
@@ -104,6 +118,8 @@ class Ledger:
 
     def record(self, row: AttemptRow) -> None:
         """Write this row soon. One that finds `MAX_PENDING` waiting is dropped."""
+        if row.state in _FINISHED and self._incoming:
+            self.remove(row.task)
         if len(self._rows) >= MAX_PENDING:
             self._drop(1, "the disk takes no more")
             return
@@ -120,8 +136,72 @@ class Ledger:
         self._retrying[task_id] = None
         self._work.set()
 
-    async def open(self) -> dict[str, Retrying]:
+    # For the store: tasks that are kept and have no file yet
+
+    async def look(self) -> int:
+        """The generation of the database that is there now: another one has none of the rows of this one.
+
+        Raises:
+            SpoolUnavailable: There is none, or it cannot be opened.
+        """
+        try:
+            await self._in_write_thread(self._file.reopen)
+        except (sqlite3.Error, OSError, Damaged) as error:
+            raise SpoolUnavailable(f"{self._path} cannot be opened: {error}") from error
+        return self._file.generation
+
+    async def commit(self, added: Sequence[IncomingRow], *, generation: int, durable: bool) -> None:
+        """Add rows to the table `incoming`, all or none, with whatever else has to be written.
+
+        Args:
+            added: The rows; none: only write what else has to be written.
+            generation: Of the database that is meant.
+            durable: Return only when they are on disk.
+
+        Raises:
+            Replaced: They have not been added, since it is another database now.
+            SpoolUnavailable: They have not been added.
+        """
+        async with self._flushing:
+            error = await self._write(added, generation, durable=durable)
+        if isinstance(error, Replaced):
+            raise error
+        if error is not None:
+            # What has failed may be found to have been written all the same.
+            self._removed.extend(row.seq for row in added)
+            raise SpoolUnavailable(f"the task could not be written: {error}") from error
+        self._incoming.update((row.task, row.seq) for row in added)
+
+    def remove(self, task_id: str) -> None:
+        """The task is finished, or has a file: its row, if it has one, leaves the table soon."""
+        seq = self._incoming.pop(task_id, None)
+        if seq is not None:
+            self._removed.append(seq)
+            self._work.set()
+
+    async def incoming(self) -> tuple[list[IncomingRow], int]:
+        """What is in the table `incoming`, and the generation of the database.
+
+        Raises:
+            SpoolUnavailable: It cannot be read now.
+        """
+        async with self._flushing:
+            try:
+                rows = await self._in_write_thread(self._file.incoming)
+            except (sqlite3.Error, OSError, Damaged) as error:
+                raise SpoolUnavailable(f"the tasks in {self._path} cannot be read: {error}") from error
+            removed = set(self._removed)
+            rows = [row for row in rows if row.seq not in removed]
+            self._incoming = {row.task: row.seq for row in rows}
+            return rows, self._file.generation
+
+    # Lifetime
+
+    async def open(self, rescue: Callable[[Sequence[IncomingRow]], None] | None = None) -> dict[str, Retrying]:
         """Open the database, or begin a new one.
+
+        Args:
+            rescue: Called in a thread with the tasks that can still be read in a damaged one; see `LedgerFile.open`.
 
         Returns:
             What is remembered of tasks that wait for another attempt, by task id.
@@ -129,7 +209,7 @@ class Ledger:
         Raises:
             OSError: Neither is possible (permissions, no space).
         """
-        remembered, aside = await self._in_write_thread(self._file.open)
+        remembered, aside = await self._in_write_thread(lambda: self._file.open(rescue))
         if aside is not None:
             _log.error("history_damaged", path=self._path, set_aside=aside)
         return remembered
@@ -143,7 +223,7 @@ class Ledger:
                 while True:
                     await self._work.wait()
                     self._work = trio.Event()
-                    await trio.sleep(GATHER_SECONDS)
+                    await trio.sleep(GATHER_FINISHED_SECONDS if self._removed else GATHER_SECONDS)
                     if not await self._flush():
                         await trio.sleep(RETRY_SECONDS)
         finally:
@@ -230,32 +310,50 @@ class Ledger:
     async def _flush(self, *, abandon: bool = False) -> bool:
         """Write all that has been recorded; False if it has to be tried again."""
         async with self._flushing:
-            rows, self._rows = self._rows, []
-            retrying, self._retrying = self._retrying, {}
-            if not rows and not retrying:
-                return True
+            return await self._write((), self._file.generation, durable=False, abandon=abandon) is None
 
-            def write() -> int:
-                return self._file.write(rows, retrying)
+    async def _write(
+        self, added: Sequence[IncomingRow], generation: int, *, durable: bool, abandon: bool = False
+    ) -> Exception | None:
+        """Write all that has been recorded, and these rows.
 
+        Returns:
+            Why nothing of it has been written, and the rest has to be tried again; or None.
+        """
+        rows, self._rows = self._rows, []
+        retrying, self._retrying = self._retrying, {}
+        removed, self._removed = self._removed, []
+        if not rows and not retrying and not removed and not added:
+            return None
+        incoming = IncomingChange(added, removed, durable, generation) if added or removed else None
+
+        def write() -> int:
+            return self._file.write(rows, retrying, incoming)
+
+        try:
             began = trio.current_time()
             try:
-                try:
-                    unfit = await self._in_write_thread(write, abandon=abandon)
-                except Damaged as error:
-                    await self._begin_anew(error)
-                    unfit = await self._in_write_thread(write, abandon=abandon)
-            except (sqlite3.Error, OSError, Damaged) as error:
-                self.statistics.failed_commits += 1
-                if str(error) != self._complaint:
-                    self._complaint = str(error)
-                    _log.error("history_not_written", path=self._path, rows=len(rows), error=self._complaint)
-                self._take_back(rows, retrying)
-                return False
-            except trio.Cancelled:
-                # Before the thread had begun: nothing is lost, the last flush takes it.
-                self._take_back(rows, retrying)
-                raise
+                unfit = await self._in_write_thread(write, abandon=abandon)
+            except Damaged as error:
+                await self._begin_anew(error)
+                unfit = await self._in_write_thread(write, abandon=abandon)
+        except Replaced as error:
+            self._take_back(rows, retrying)
+            self._removed += removed
+            return error
+        except (sqlite3.Error, OSError, Damaged) as error:
+            self.statistics.failed_commits += 1
+            if str(error) != self._complaint:
+                self._complaint = str(error)
+                _log.error("history_not_written", path=self._path, rows=len(rows), error=self._complaint)
+            self._take_back(rows, retrying)
+            self._removed += removed
+            return error
+        except trio.Cancelled:
+            # Before the thread had begun: nothing is lost, the last flush takes it.
+            self._take_back(rows, retrying)
+            self._removed += removed
+            raise
         if self._complaint:
             self._complaint = ""
             _log.info("history_is_written_again", path=self._path)
@@ -264,7 +362,7 @@ class Ledger:
         self.statistics.written += len(rows) - unfit
         if unfit:
             self._drop(unfit, "SQLite would not take them")
-        return True
+        return None
 
     def _take_back(self, rows: list[AttemptRow], retrying: dict[str, Retrying | None]) -> None:
         room = max(0, MAX_PENDING - len(self._rows))

@@ -1,4 +1,4 @@
-"""The SQLite file of a ledger: blocking, standard library only.
+"""The SQLite file of a spool, its history and its table `incoming`: blocking, standard library only.
 
 Rules it keeps:
 
@@ -6,9 +6,11 @@ Rules it keeps:
    directory replaced, is written no more: nobody would see it.
 2. A row that SQLite will not take is left out and counted, and costs no other row.
 3. One connection writes, one reads, so that a long search holds up no writing. Each is used by one thread at a time.
-4. After an error other than those the connections are opened afresh: what they know of the file may be wrong.
+4. After an error other than those the connections are opened afresh: what they know of the file may be wrong. If the
+   disk failed, the write-ahead log is emptied before anything is appended: nothing is read behind a hole in it.
 
-WAL mode with `synchronous=NORMAL`: a power cut may lose the newest rows, never the file.
+WAL mode with `synchronous=NORMAL`: a power cut may lose the newest transactions, never the file, and not those for
+which `FULL` was asked (`IncomingChange.durable`), nor any before these.
 """
 
 from __future__ import annotations
@@ -20,10 +22,13 @@ import time
 from itertools import chain
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from trispool import incomingfile, ledgerschema
 from trispool.task import AttemptRow, Retrying
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from trispool.incomingfile import IncomingChange, IncomingRow
 
 __all__ = ["Damaged", "LedgerFile", "Replaced"]
 
@@ -36,44 +41,6 @@ times as long, and a busy event loop gives the lock back only once a switch inte
 
 _LOCKED_SECONDS: Final = 5.0
 """How long to wait for another process that writes to the file."""
-
-_VERSION: Final = 2
-
-_SCHEMA: Final = f"""
-PRAGMA journal_mode = WAL;
-PRAGMA synchronous = NORMAL;
-PRAGMA wal_autocheckpoint = 4000;
-PRAGMA user_version = {_VERSION};
-CREATE TABLE IF NOT EXISTS attempts (
-    seq INTEGER PRIMARY KEY,
-    task TEXT NOT NULL,
-    number INTEGER NOT NULL,
-    outcome TEXT NOT NULL,
-    state TEXT,                  -- what the task became, if it did not go on waiting
-    started_at REAL NOT NULL,
-    queue_seconds REAL NOT NULL,
-    run_seconds REAL NOT NULL,
-    worker INTEGER NOT NULL,
-    handler TEXT,
-    error TEXT,
-    traceback TEXT,
-    at REAL NOT NULL,
-    priority INTEGER,
-    enqueued_at REAL NOT NULL,
-    vars BLOB                    -- encoded; see `AttemptRow`
-);
--- A task's id tells when it was enqueued. An index of that is a tenth of one of ids, and half the time to keep.
-CREATE INDEX IF NOT EXISTS attempts_enqueued_at ON attempts (enqueued_at);
-CREATE INDEX IF NOT EXISTS attempts_not_ok ON attempts (seq) WHERE outcome != 'ok';
-CREATE TABLE IF NOT EXISTS retrying (
-    task TEXT PRIMARY KEY,
-    attempts INTEGER NOT NULL,
-    due_at REAL NOT NULL,
-    by_frequency INTEGER NOT NULL,
-    ended_at REAL NOT NULL,
-    error TEXT
-) WITHOUT ROWID;
-"""
 
 _COLUMNS: Final = ", ".join(AttemptRow._fields)
 _ROW: Final = f"({', '.join('?' * len(AttemptRow._fields))})"
@@ -107,19 +74,31 @@ class LedgerFile:
 
     Args:
         path: The file.
+
+    Attributes:
+        generation: Changes when the file is found to be another one, with another table `incoming`.
     """
 
     def __init__(self, path: str) -> None:
+        self.generation = 0
         self._path = path
         self._writing: sqlite3.Connection | None = None
         self._reading: sqlite3.Connection | None = None
         self._which = _NO_FILE  # is open for writing
         self._which_read = _NO_FILE
+        self._is_full = False  # as of `PRAGMA synchronous`
+        self._is_holed = False
 
     # For the thread that writes
 
-    def open(self) -> tuple[dict[str, Retrying], str | None]:
+    def open(
+        self, rescue: Callable[[Sequence[IncomingRow]], None] | None = None
+    ) -> tuple[dict[str, Retrying], str | None]:
         """Open the file, or begin a new one.
+
+        Args:
+            rescue: Keeps in another place what can still be read of the table `incoming` of a damaged file, before that
+                is set aside; may raise OSError.
 
         Returns:
             What is remembered of tasks that wait for another attempt, by id; and where a damaged file was put, or None.
@@ -130,29 +109,64 @@ class LedgerFile:
         try:
             aside = None
             try:
-                return self._open(), aside
+                remembered = self._open()
+                if rescue is not None:
+                    self.incoming()  # can be read
+                return remembered, aside
             except Damaged:
+                if rescue is not None:
+                    rescue(incomingfile.salvage(self._path))
                 aside = self.set_aside()
                 return self._open(), aside
         except sqlite3.Error as error:
             raise OSError(f"{self._path}: {error}") from error
 
-    def write(self, rows: Sequence[AttemptRow], retrying: Mapping[str, Retrying | None]) -> int:
+    def write(
+        self,
+        rows: Sequence[AttemptRow],
+        retrying: Mapping[str, Retrying | None],
+        incoming: IncomingChange | None = None,
+    ) -> int:
         """Add rows, and change what is remembered of tasks (None: nothing any more), in one transaction.
 
+        Args:
+            rows: Of the history.
+            retrying: By task id.
+            incoming: What to do to the table `incoming` in the same transaction.
+
         Returns:
-            How many rows SQLite would not take.
+            How many rows of the history SQLite would not take.
 
         Raises:
             Damaged: Then nothing has been written. Call `set_aside` and try again.
+            Replaced: The same; tasks were to be added to another file than this one.
             sqlite3.Error, OSError: Nothing has been written; the same call may work later.
         """
         connection = self._connected()
+        if incoming is not None and incoming.added and incoming.generation != self.generation:
+            raise Replaced
         try:
+            durable = incoming is not None and incoming.durable
+            if durable is not self._is_full:
+                connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+                self._is_full = durable
             try:
-                return self._transaction(connection, rows, retrying, one_by_one=False)
+                return self._transaction(connection, rows, retrying, incoming, one_by_one=False)
             except (*_UNFIT, OverflowError):
-                return self._transaction(connection, rows, retrying, one_by_one=True)
+                return self._transaction(connection, rows, retrying, incoming, one_by_one=True)
+        except sqlite3.Error as error:
+            self._close_writing()
+            self._is_holed |= _code(error) == sqlite3.SQLITE_IOERR
+            raise _judged(error) from error
+
+    def incoming(self) -> list[IncomingRow]:
+        """What is in the table `incoming`.
+
+        Raises:
+            Damaged, sqlite3.Error, OSError: As `write`.
+        """
+        try:
+            return incomingfile.rows(self._connected())
         except sqlite3.Error as error:
             self._close_writing()
             raise _judged(error) from error
@@ -193,6 +207,8 @@ class LedgerFile:
             Its new name, or None if there was no file.
         """
         self._close_writing()
+        self.generation += 1
+        self._is_holed = False
         aside = f"{self._path}.damaged-{time.time_ns()}"
         moved = None
         for ending in ("", "-wal", "-shm"):
@@ -232,9 +248,13 @@ class LedgerFile:
     # Inside
 
     def _connected(self) -> sqlite3.Connection:
-        if self._writing is not None and _file_at(self._path) == self._which:
+        is_the_same = _file_at(self._path) == self._which
+        if self._writing is not None and is_the_same:
             return self._writing
         self._close_writing()
+        if not is_the_same:
+            self.generation += 1
+            self._is_holed = False
         self._open()
         assert self._writing is not None
         return self._writing
@@ -242,13 +262,14 @@ class LedgerFile:
     def _open(self) -> dict[str, Retrying]:
         connection = self._connect()
         try:
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version > _VERSION:
+            if not ledgerschema.prepare(connection):
                 raise OSError(f"{self._path} was written by a later version of trispool")
-            if version == 1:
-                _add_vars(connection)
-            connection.executescript(_SCHEMA)
             rows = connection.execute("SELECT * FROM retrying").fetchall()
+            if self._is_holed:
+                (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                if busy:
+                    raise OSError(f"{self._path}: its log cannot be emptied after an error of the disk: it is in use")
+                self._is_holed = False
         except sqlite3.Error as error:
             connection.close()
             raise _judged(error) from error
@@ -256,6 +277,7 @@ class LedgerFile:
             connection.close()
             raise
         self._writing = connection
+        self._is_full = False
         self._which = _file_at(self._path)
         return {row[0]: Retrying(row[0], row[1], row[2], bool(row[3]), row[4], row[5]) for row in rows}
 
@@ -268,12 +290,15 @@ class LedgerFile:
         connection: sqlite3.Connection,
         rows: Sequence[AttemptRow],
         retrying: Mapping[str, Retrying | None],
+        incoming: IncomingChange | None,
         *,
         one_by_one: bool,
     ) -> int:
         unfit = 0
         connection.execute("BEGIN IMMEDIATE")
         try:
+            if incoming is not None:
+                incomingfile.apply(connection, incoming)
             if one_by_one:
                 for row in rows:
                     try:
@@ -319,17 +344,10 @@ def _file_at(path: str) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _add_vars(connection: sqlite3.Connection) -> None:
-    """From version 1 to 2."""
-    connection.execute("BEGIN IMMEDIATE")
-    # Another service may have been quicker.
-    if connection.execute("PRAGMA user_version").fetchone() == (1,):
-        connection.execute("ALTER TABLE attempts ADD COLUMN vars BLOB")
-        connection.execute("PRAGMA user_version = 2")
-    connection.execute("COMMIT")
-
-
 def _judged(error: sqlite3.Error) -> Exception:
     """The error, or that the file is damaged if it says so."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # errors of the Python module have none
-    return Damaged(str(error)) if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) else error
+    return Damaged(str(error)) if _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) else error
+
+
+def _code(error: sqlite3.Error) -> int:
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF  # errors of the Python module have none

@@ -44,9 +44,6 @@ COUNT_SECONDS: Final = 10.0
 MAX_PROCESSES: Final = 1000
 """More workers than any machine can use were mistyped; each takes 20 MB."""
 
-ENQUEUE_AT_ONCE: Final = 256
-"""Tasks; on a slow disk, 10 ms for each, they take it 3 s."""
-
 _SETTLE_SECONDS: Final = 5.0
 """For telling the store what ended last; it is then a matter of milliseconds, or of a disk that hangs."""
 
@@ -67,7 +64,9 @@ async def open_spool(settings: SpoolSettings, all_directories: Sequence[str]) ->
     async with open_directory_store(settings.directory, fsync=settings.durability == "fsync") as store:
         ledger = Ledger(os.path.join(store.directory, ".trispool", "spool.db"), settings.keep_history)
         try:
-            yield LiveSpool(settings, store, ledger, await ledger.open(), all_directories)
+            remembered = await ledger.open(store.rescue)
+            async with store.writing_behind(ledger, accepts=not settings.external):
+                yield LiveSpool(settings, store, ledger, remembered, all_directories)
         finally:
             await ledger.aclose()
 
@@ -168,10 +167,11 @@ class LiveSpool:
         Of very many those that come first are kept also if the caller is cancelled while the others wait.
         """
         # In parts, so that other callers have their turn, and the time that the disk has is that for one part.
-        results = [*await self._keep(tasks[:ENQUEUE_AT_ONCE])]
+        at_once = self.store.at_once
+        results: list[Entry | TrispoolError] = []
         while len(results) < len(tasks):
+            results += await self._keep(tasks[len(results) : len(results) + at_once])
             await trio.lowlevel.checkpoint()
-            results += await self._keep(tasks[len(results) : len(results) + ENQUEUE_AT_ONCE])
         if results and isinstance(results[-1], SpoolUnavailable):
             if self._refusals.refused(str(results[-1]), time.time(), self.store.replaced):
                 _log.error("tasks_not_kept", spool=self.name, error=str(results[-1]))

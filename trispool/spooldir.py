@@ -37,7 +37,7 @@ from trispool.spoolscan import DEAD, HELD, STATE_DIR, TMP, entry_of, lying_in, p
 from trispool.spoolwriter import NANO, SpoolWriter, unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping, Sequence
+    from collections.abc import Generator, Iterable, Mapping, Sequence
 
     from trispool.task import Entry, NewTask
 
@@ -142,11 +142,19 @@ class SpoolDirectory:
     def add(self, tasks: Sequence[NewTask]) -> list[Entry | TrispoolError]:
         """Keep new tasks; see `SpoolWriter.add`."""
         try:
-            self.follow()
-            writer = self._ensure_writer()
+            writer = self.writer()
         except OSError as error:
             return [unavailable(error)] * len(tasks)
         return writer.add(tasks)
+
+    def writer(self) -> SpoolWriter:
+        """Who writes files into the directory that is there now.
+
+        Raises:
+            OSError: There is none, or it cannot be used.
+        """
+        self.follow()
+        return self._ensure_writer()
 
     def watched(self) -> None:
         """Somebody watches the directory and will ask `was_published` of what appears there."""
@@ -155,6 +163,10 @@ class SpoolDirectory:
     def was_published(self, ref: str) -> bool:
         """Whether `add` put this file there; said once of each, and only of those since `watched`."""
         return self._writer is not None and self._writer.was_published(ref)
+
+    def was_let_go(self, ref: str) -> bool:
+        """See `SpoolWriter.was_let_go`."""
+        return self._writer is not None and self._writer.was_let_go(ref)
 
     # Running tasks
 
@@ -260,6 +272,22 @@ class SpoolDirectory:
         if not stat.S_ISREG(status.st_mode):
             return None
         return entry_of(name, ref, status, priority, time.time())
+
+    def present(self, names: Iterable[str]) -> set[str]:
+        """Those of some tasks that have a file: waiting, held or set aside."""
+        folders = [""]
+        for place in ("", HELD, DEAD):
+            with contextlib.suppress(FileNotFoundError):
+                prefix = place and f"{place}/"
+                folders += [prefix, *(f"{prefix}{folder}/" for folder in priorities(f"{self.path}/{place}"))]
+        return {name for name in names if any(self._is_there(folder + name) for folder in folders)}
+
+    def _is_there(self, ref: str) -> bool:
+        try:
+            os.stat(ref, dir_fd=self.fd, follow_symlinks=False)
+        except OSError:
+            return False
+        return True
 
     def scan(self, foreign: dict[str, str] | None = None) -> Generator[list[Entry], None, None]:
         """All spool files; see `trispool.spoolscan.scan`."""

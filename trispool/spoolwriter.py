@@ -19,7 +19,7 @@ from trispool.task import Entry, NewTask
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["NANO", "SpoolWriter", "new_name", "unavailable"]
+__all__ = ["NANO", "SpoolWriter", "nanoseconds", "new_name", "unavailable", "write_all"]
 
 NANO: Final = 1_000_000_000
 """Nanoseconds in a second. An int: `ns / NANO` is then rounded once, and an `at` comes back as it was given."""
@@ -57,6 +57,7 @@ class SpoolWriter:
     Attributes:
         broken: Why it takes no more tasks, or None.
         temporary: The descriptor for files in the making.
+        fsync: As given.
     """
 
     def __init__(self, path: str, folder: int, temporary: int, *, fsync: bool) -> None:
@@ -64,8 +65,9 @@ class SpoolWriter:
         self._path = path
         self._folder = folder
         self.temporary = temporary
-        self._fsync = fsync
+        self.fsync = fsync
         self._published: set[str] | None = None
+        self._let_go: set[str] = set()
 
     def close(self) -> None:
         """Take no more tasks."""
@@ -86,6 +88,19 @@ class SpoolWriter:
     def watched(self) -> None:
         """Remember what is published from now on, until `was_published` is asked. What was remembered is forgotten."""
         self._published = set()
+        self._let_go = set()
+
+    def lets_go(self, ref: str) -> None:
+        """A file that has been published is about to be closed, which can be seen."""
+        if self._published is not None and len(self._let_go) < MAX_PUBLISHED:
+            self._let_go.add(ref)
+
+    def was_let_go(self, ref: str) -> bool:
+        """Whether this writer closed a file that it had published; said once of each."""
+        if ref not in self._let_go:
+            return False
+        self._let_go.discard(ref)
+        return True
 
     def add(self, tasks: Sequence[NewTask]) -> list[Entry | TrispoolError]:
         """Keep new tasks, one file each; with `fsync` all of them share the directory's.
@@ -102,19 +117,18 @@ class SpoolWriter:
                 continue
             temporary, entry = item
             try:
-                self._publish(temporary, entry, touched)
+                self.publish(temporary, entry, touched)
             except TaskRefused as error:
-                self._discard(temporary)
+                self.discard(temporary)
                 results.append(error)
             except OSError as error:
-                self._discard(temporary)
+                self.discard(temporary)
                 results.append(unavailable(error))
             else:
                 results.append(entry)
-        if self._fsync and touched:
+        if self.fsync and touched:
             try:
-                for folder in touched:
-                    self._fsync_folder(folder)
+                self.sync_folders(touched)
             except OSError as error:
                 return self._take_back(results, error)
         return results
@@ -140,24 +154,35 @@ class SpoolWriter:
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
         fd = os.open(name, flags, 0o600, dir_fd=self.temporary)
         try:
-            _write_all(fd, spoolfile.encode(task.payload, task.body))
+            write_all(fd, spoolfile.encode(task.payload, task.body))
             if task.at:
-                at_ns = int(task.at) * NANO + round(task.at % 1 * NANO)
+                at_ns = nanoseconds(task.at)
                 os.utime(fd, ns=(at_ns, at_ns))
             status = os.fstat(fd)
             if task.at and abs(status.st_mtime_ns - at_ns) > NANO:
                 # XFS without bigtime ends in 2038 and clamps silently: the task would run at the wrong time.
                 raise TaskRefused(f"at={task.at}: the file system of {self._path} cannot hold a time that late")
-            if self._fsync:
+            if self.fsync:
                 self._fsync_or_break(fd)
         except BaseException:
-            self._discard(name)
+            self.discard(name)
             raise
         finally:
             os.close(fd)
         return status
 
-    def _publish(self, temporary: str, entry: Entry, touched: set[str]) -> None:
+    def publish(self, temporary: str, entry: Entry, touched: set[str]) -> None:
+        """Put a file that has been made into its place.
+
+        Args:
+            temporary: Its name now.
+            entry: The task.
+            touched: The folders that have to reach the disk; what has changed is added.
+
+        Raises:
+            TaskRefused: The name was given, and is taken.
+            OSError: It is not possible.
+        """
         ref = entry.ref
         folder = os.path.dirname(ref)
         if folder:
@@ -180,8 +205,17 @@ class SpoolWriter:
                 os.link(temporary, ref, src_dir_fd=self.temporary, dst_dir_fd=self._folder, follow_symlinks=False)
             except FileExistsError:
                 raise TaskRefused(f"there is a task {entry.id!r} already", status=409) from None
-            self._discard(temporary)
+            self.discard(temporary)
         touched.add(folder)
+
+    def sync_folders(self, touched: Iterable[str]) -> None:
+        """Have what `publish` touched reach the disk.
+
+        Raises:
+            OSError: It may not have.
+        """
+        for folder in touched:
+            self._fsync_folder(folder)
 
     def _fsync_folder(self, folder: str) -> None:
         if not folder:
@@ -208,12 +242,22 @@ class SpoolWriter:
         for result in results:
             if isinstance(result, Entry):
                 with contextlib.suppress(OSError):
-                    os.unlink(result.ref, dir_fd=self._folder)
+                    self.take_back(result.ref)
         return [result if isinstance(result, TrispoolError) else unavailable(error) for result in results]
 
-    def _discard(self, temporary: str) -> None:
+    def take_back(self, ref: str) -> None:
+        """Remove a file that has been published."""
+        os.unlink(ref, dir_fd=self._folder)
+
+    def discard(self, temporary: str) -> None:
+        """Remove a file that has been made and not been published."""
         with contextlib.suppress(OSError):
             os.unlink(temporary, dir_fd=self.temporary)
+
+
+def nanoseconds(at: float) -> int:
+    """An `at`, Unix seconds, as an mtime."""
+    return int(at) * NANO + round(at % 1 * NANO)
 
 
 def unavailable(error: OSError) -> SpoolUnavailable:
@@ -221,7 +265,8 @@ def unavailable(error: OSError) -> SpoolUnavailable:
     return SpoolUnavailable(f"the task could not be written: {error.strerror or error}")
 
 
-def _write_all(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of it, or raise an OSError."""
     written = os.write(fd, data)
     while written < len(data):  # a short write: the disk is nearly full, the next one tells
         written += os.write(fd, memoryview(data)[written:])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
+from tests.behind_support import opened_behind
 from tests.fakes import MemoryStore
 from trispool.claimed import ClaimedFile, Unclaimable
 from trispool.errors import TaskRefused
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from trispool.errors import TrispoolError
     from trispool.store import Claim, SpoolStore
 
-KINDS = ["memory", "directory-os", "directory-fsync"]
+KINDS = ["memory", "directory-os", "directory-fsync", "behind-os", "behind-fsync"]
 
 
 @pytest.fixture(params=KINDS)
@@ -39,6 +40,9 @@ async def opened(kind: str, path: Path) -> AsyncIterator[SpoolStore]:
     with trio.fail_after(20):
         if kind == "memory":
             yield MemoryStore()
+        elif kind.startswith("behind"):
+            async with opened_behind(path / "spool", fsync=kind.endswith("fsync")) as (store, _):
+                yield store
         else:
             async with open_directory_store(str(path / "spool"), fsync=kind.endswith("fsync")) as store:
                 yield store

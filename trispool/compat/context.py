@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from trispool.spooldir import SpoolDirectory
 
@@ -35,6 +35,7 @@ class Context:
         pids: The processes of all workers, its own among them.
         master_pid: The service's process; 0: there is none.
         is_worker: Whether the process runs tasks.
+        carried: Of the tasks that it runs those that have no file: by id, the path below the directory, vars and body.
         set_frequency: Told of `uwsgi.set_spooler_frequency`; 0 means as configured.
     """
 
@@ -47,6 +48,7 @@ class Context:
     pids: list[int] = field(default_factory=list)
     master_pid: int = 0
     is_worker: bool = True
+    carried: dict[str, tuple[str, Mapping[bytes, bytes], bytes]] = field(default_factory=dict)
     set_frequency: Callable[[int], None] = _nobody
 
     @classmethod

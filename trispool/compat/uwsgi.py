@@ -4,8 +4,8 @@ What is different, on purpose:
 
 - `spool` refuses what uWSGI would store wrongly (values over 65,535 bytes, `priority` that is not digits, `at` that is
   no number) and says why in its ValueError; `at` keeps its fraction; `spooler` may be the spool's name, too.
-- `spooler_jobs` is about the process's own spool and includes tasks with a priority; `spooler_get_task` also reads a
-  task that is running, and never takes its lock.
+- `spooler_jobs` is about the process's own spool and includes tasks with a priority, but not those of the last quarter
+  of a second that have no file yet; `spooler_get_task` also reads a task that is running, and never takes its lock.
 
 Values are bytes where uWSGI has bytes under Python 3. Functions whose arguments uWSGI does not look at take any.
 """
@@ -178,9 +178,13 @@ def spooler_jobs(*args: object) -> list[bytes]:
     """The paths of all waiting tasks, those for later included."""
     try:
         directory = producer.directory_for()
-        return [os.fsencode(path) for path in directory.names()]
+        names = directory.names()
     except (SpoolUnavailable, OSError):
         return []
+    own = _context.current.directory
+    if own is not None and own.path == directory.path:
+        names += [own.absolute(ref) for ref, _, _ in _context.current.carried.values()]
+    return [os.fsencode(path) for path in names]
 
 
 def spooler_get_task(path: str, /) -> dict[Any, bytes] | None:
@@ -204,7 +208,13 @@ def spooler_get_task(path: str, /) -> dict[Any, bytes] | None:
         with open(where, "rb") as file:
             vars, body = spoolfile.decode(file.read())
     except (OSError, MalformedSpoolFile):
-        return None
+        # One that runs here may have no file yet.
+        own = _context.current.directory
+        carried = _context.current.carried.get(os.path.basename(path))
+        meant = os.path.realpath(path), os.path.realpath(where)
+        if own is None or carried is None or own.absolute(carried[0]) not in meant:
+            return None
+        vars, body = dict(carried[1]), carried[2]
     return legacy_env(os.fsencode(path), vars, body)
 
 

@@ -165,12 +165,17 @@ class DirectoryWatch:
             elif spoolfile.is_spool_name(name):
                 ref = f"{folder}/{name}" if folder else name
                 before = seen.get(ref, 0)
-                if mask & (_MOVED_TO | _CREATE) and not before and self._opened.was_published(ref):
+                if not before and self._is_our_doing(mask, ref):
                     continue
                 # A name that has gone and come again is judged by what came last; one that was created and then closed
                 # is whole.
                 seen[ref] = mask if (mask | before) & _GONE else before | mask
         return seen, lost
+
+    def _is_our_doing(self, mask: int, ref: str) -> bool:
+        if mask & (_MOVED_TO | _CREATE):
+            return self._opened.was_published(ref)
+        return bool(mask & _CLOSE_WRITE) and self._opened.was_let_go(ref)
 
     async def _look(self, seen: dict[str, int]) -> list[Change]:
         there = [ref for ref, mask in seen.items() if not mask & _GONE]

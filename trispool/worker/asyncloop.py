@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 import trio
 
 from trispool.calling import Result, call, call_async, call_legacy, failed, find, legacy_env, name_of, no_handler
+from trispool.compat import context
 from trispool.handlers import Handler
 from trispool.task import MAX_KEPT_VARS
 from trispool.worker import frames
@@ -108,6 +109,7 @@ class AsyncLoop:
         self._streams = streams
         self._compat = compat
         self._on_message = on_message
+        self._carried = context.current.carried
         self._gates: dict[str, _Gate] = {}
         self._arrived: deque[tuple[int, frames.Item]] = deque()
         self._in_hand = 0
@@ -187,6 +189,8 @@ class AsyncLoop:
         found = find(held.vars, self._compat.get("spooler"))
         name = "" if found is None else name_of(found, held.vars)
         job = _Job(number, item, held, found, name)
+        if content is not None:
+            self._carried[job.task_id] = ref, held.vars, held.body
         if not isinstance(found, Handler) or not found.is_async:
             self._run_inline(job)
             return True
@@ -279,6 +283,8 @@ class AsyncLoop:
                 stream.end_line(job.task_id)
         if job.is_file:
             result = let_go(cast("ClaimedFile", job.held), result)
+        else:
+            self._carried.pop(job.task_id, None)
         payload = job.held.payload
         self._ended(
             job.number,
@@ -321,6 +327,8 @@ class AsyncLoop:
     def _return(self, job: _Job) -> None:
         if job.is_file:
             cast("ClaimedFile", job.held).close()
+        else:
+            self._carried.pop(job.task_id, None)
         self._ended(job.number, "returned")
 
     def _end_if_done(self) -> None:

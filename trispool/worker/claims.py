@@ -36,7 +36,7 @@ _CODES: Final[dict[type[Unclaimable], Code]] = {
 
 
 class Carried(NamedTuple):
-    """A task that came whole, as its store keeps no files. Like a claimed file to whoever runs it."""
+    """A task that came whole, as it has no file (yet). Like a claimed file to whoever runs it."""
 
     payload: bytes
     vars: dict[bytes, bytes]
@@ -51,9 +51,14 @@ def open_carried(content: tuple[bytes, bytes]) -> Carried:
         Unreadable: The vars cannot be decoded.
     """
     try:
-        return Carried(content[0], decode_vars(content[0]), content[1])
+        vars = decode_vars(content[0])
     except MalformedPacket as error:
         raise Unreadable(str(error)) from None
+    at = 0.0
+    if b"at" in vars:
+        with contextlib.suppress(ValueError):
+            at = float(vars[b"at"])
+    return Carried(content[0], vars, content[1], at)
 
 
 def why_not(error: Exception) -> tuple[Code, float | str | None]:
@@ -156,4 +161,10 @@ class Places:
         """
         os.fchdir(self._spool)
         if "/" in ref and self._spool != self._home:
-            os.chdir(ref.rpartition("/")[0])
+            folder = ref.rpartition("/")[0]
+            try:
+                os.chdir(folder)
+            except FileNotFoundError:  # none with this priority has had a file yet
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(folder)
+                os.chdir(folder)

@@ -18,6 +18,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from trispool.calling import OK, call, call_legacy, failed, find, legacy_env, name_of, no_handler
+from trispool.compat import context
 from trispool.handlers import Handler
 from trispool.task import MAX_KEPT_VARS
 from trispool.worker import frames
@@ -111,6 +112,7 @@ class SyncLoop:
         spool, spool_timeout = self._setup.spool, self._setup.timeout
         claim = self._directory.claim if self._directory is not None else no_files
         link, (stdout, stderr) = self._link, self._streams
+        carried = context.current.carried
         reports: list[tuple[Any, ...]] = []
         now = report_by = monotonic()
         to_unix = time.time() - now
@@ -152,6 +154,8 @@ class SyncLoop:
 
             # Run it.
             self.current = task_id
+            if content is not None:
+                carried[task_id] = ref, vars, held.body
             began = monotonic()
             if timeout:
                 times[_STARTED] = began
@@ -182,6 +186,8 @@ class SyncLoop:
             # Let go of it, and only then tell.
             if content is None:
                 result = let_go(cast("ClaimedFile", held), result)
+            else:
+                carried.pop(task_id, None)
             if result is OK:
                 marks[number & mask] = _MARK_OK
                 if not reports:

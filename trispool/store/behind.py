@@ -1,0 +1,324 @@
+"""Write-behind for a spool directory: a task is kept as a row of `.trispool/spool.db`; it gets a file only if it waits.
+
+To create a file and have it reach the disk takes 0.7 ms or more, whatever else goes on; one commit of SQLite takes
+little more for a hundred tasks. So what is enqueued goes into the next commit, with all else that waits then, and is
+acknowledged when that is done. What is run at once never has a file. What still waits after a quarter of a second is
+written out (`trispool.store.outgoing`), so that the directory shows all that waits, and only then leaves the database.
+
+Rules it keeps:
+
+1. While it is open the memory (`trispool.store.incoming`) is the truth; the database is what a crash leaves of it. A
+   task is in the database or has a file, at every moment; for the moment in which it is both, its file is locked.
+2. One service uses the table at a time (`trispool.store.tenure`). For any other, and where others run what is put here,
+   every task gets its file before it is acknowledged.
+3. All tasks of one call of `add` are in one transaction.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+import structlog
+import trio
+
+from trispool import spoolfile
+from trispool.errors import SpoolUnavailable, TaskRefused, TrispoolError
+from trispool.incomingfile import IncomingRow
+from trispool.spoolwriter import new_name
+from trispool.store import Claim
+from trispool.store.incoming import MAX_BYTES, Incoming, Kept, State, entry_of_row
+from trispool.store.outgoing import Outgoing
+from trispool.store.tenure import Tenure
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Collection, Sequence
+
+    from trispool.spooldir import SpoolDirectory
+    from trispool.store.tenure import Database
+    from trispool.task import Entry, NewTask
+
+__all__ = ["WriteBehind", "open_write_behind"]
+
+LARGE_BODY: Final = 64 * 1024
+"""A task that comes alone with a body of more bytes is written to its file at once: it would be written twice."""
+
+LATEST_AT: Final = 2**31 - 1
+"""A task for later than this, Unix seconds (2038), is too: not every file system can hold such a time, and whether it
+can has to be told when the task is enqueued."""
+
+MAX_COMMIT: Final = 10_000
+"""Tasks in one transaction, or those of one call. With more, the first would wait longer than it saves."""
+
+AT_A_STRETCH: Final = 500
+"""Tasks, some 3 ms, before others have their turn."""
+
+MAX_CALLS: Final = 4096
+"""Calls of `add` that may wait; further ones wait to be let in."""
+
+CLOSE_SECONDS: Final = 10.0
+"""What cannot be written out in this time at the end is found by the next start."""
+
+_log = structlog.get_logger()
+
+
+@asynccontextmanager
+async def open_write_behind(
+    opened: SpoolDirectory, database: Database, *, accepts: bool, fsync: bool
+) -> AsyncIterator[WriteBehind]:
+    """Write-behind for a directory, while it is open. At the end what waits is written out.
+
+    Args:
+        opened: The spool directory.
+        database: The one in it, open until this has ended.
+        accepts: Whether to keep new tasks here, or only to write out what a crash has left.
+        fsync: Whether what is kept has to be on disk, here or as a file.
+
+    Raises:
+        OSError: What a crash has left cannot be read.
+    """
+    rows = Incoming()
+    tenure = Tenure(opened, database, rows, fsync=fsync)
+    outgoing = Outgoing(opened, database, rows, tenure)
+    behind = WriteBehind(opened, database, rows, tenure, outgoing, accepts=accepts)
+    try:
+        await tenure.open()
+    except SpoolUnavailable as error:
+        tenure.close()
+        raise OSError(str(error)) from error
+    outgoing.expect()
+    try:
+        if not accepts:
+            await outgoing.write_all()
+            if not rows:
+                await tenure.commit_removals()
+                tenure.close()  # whoever runs these tasks may want it
+        async with trio.open_nursery() as nursery:
+            if accepts or rows:
+                nursery.start_soon(tenure.run_tenure)
+            nursery.start_soon(outgoing.run_outgoing)
+            nursery.start_soon(behind.run_commits)
+            try:
+                yield behind
+            finally:
+                nursery.cancel_scope.cancel()
+        with trio.move_on_after(CLOSE_SECONDS, shield=True):
+            await outgoing.write_all()
+            await tenure.commit_removals()
+        if rows:
+            _log.warning("tasks_left_in_the_database", directory=opened.path, tasks=len(rows))
+    finally:
+        tenure.close()
+
+
+class _Call:
+    """One call of `add`, and what became of it."""
+
+    __slots__ = ("done", "error", "kept", "size")
+
+    def __init__(self, kept: list[Kept]) -> None:
+        self.kept = kept
+        self.size = sum(item.size for item in kept)
+        self.error: SpoolUnavailable | None = None
+        self.done = trio.Event()
+
+
+class WriteBehind:
+    """See the module. Made by `open_write_behind`.
+
+    Attributes:
+        rows: What is kept and has no file.
+    """
+
+    def __init__(
+        self,
+        opened: SpoolDirectory,
+        database: Database,
+        rows: Incoming,
+        tenure: Tenure,
+        outgoing: Outgoing,
+        *,
+        accepts: bool,
+    ) -> None:
+        self.rows = rows
+        self.as_file = outgoing.as_file
+        self._opened = opened
+        self._database = database
+        self._tenure = tenure
+        self._outgoing = outgoing
+        self._accepts = accepts
+        self._calls: list[_Call] = []
+        self._named: set[str] = set()  # by whoever enqueues them, and on their way into the database
+        self._work = trio.Event()
+        self._limiter = trio.CapacityLimiter(1)
+
+    @property
+    def problem(self) -> str | None:
+        """Why tasks are not taken, or do not get their files, or None."""
+        return self._tenure.problem or self._outgoing.problem
+
+    # Keeping tasks
+
+    @property
+    def accepts(self) -> bool:
+        """Whether tasks can be kept here now."""
+        return self._accepts and self._tenure.is_ours
+
+    def takes(self, tasks: Sequence[NewTask]) -> bool:
+        """Whether these are to be kept here."""
+        if not self.accepts:
+            return False
+        size = 0
+        for task in tasks:
+            size += len(task.payload) + len(task.body)
+            if task.at is not None and task.at > LATEST_AT:
+                return False
+        return size <= (MAX_BYTES if len(tasks) > 1 else LARGE_BODY + len(tasks[0].payload))
+
+    async def add(self, tasks: Sequence[NewTask]) -> list[Entry | TrispoolError]:
+        """See `SpoolStore.add`. Where there is no room it is waited for: to write files would not be quicker."""
+        while len(self._calls) >= MAX_CALLS and self._accepts:
+            await self._outgoing.left.park()
+        if not self._accepts:
+            return [SpoolUnavailable("the spool is closing")] * len(tasks)
+        named = {task.id for task in tasks if task.id is not None}
+        taken = await self._reserve(named) if named else named
+        try:
+            results: list[Entry | TrispoolError] = []
+            kept: list[Kept] = []
+            now = time.time()
+            for number, task in enumerate(tasks, 1):
+                if not number % AT_A_STRETCH:
+                    await trio.lowlevel.checkpoint()
+                if task.id is not None:
+                    if task.id in taken:
+                        results.append(TaskRefused(f"there is a task {task.id!r} already", status=409))
+                        continue
+                    taken = {*taken, task.id}
+                item = self._kept(task, now)
+                kept.append(item)
+                results.append(item.entry)
+            if not kept:
+                return results
+            call = _Call(kept)
+            self._calls.append(call)
+            self._work.set()
+            await call.done.wait()
+        finally:
+            self._named -= named
+        error = call.error
+        return results if error is None else [_unless_refused(result, error) for result in results]
+
+    async def _reserve(self, names: Collection[str]) -> set[str]:
+        """Keep others from using these names.
+
+        Returns:
+            Those that are in use already. The caller lets go of the others.
+        """
+        taken = {name for name in names if name in self._named or name in self.rows}
+        reserved = set(names) - taken
+        self._named |= reserved
+        try:
+            return taken | await trio.to_thread.run_sync(self._opened.present, list(reserved), limiter=self._limiter)
+        except BaseException:
+            self._named -= reserved
+            raise
+
+    def _kept(self, task: NewTask, now: float) -> Kept:
+        if task.id is None:
+            name, order = new_name()
+        else:
+            name, order = task.id, spoolfile.order_of(task.id, now)
+        number = self._tenure.next_number()
+        row = IncomingRow(number, name, task.priority, task.at or now, task.payload, task.body)
+        return Kept(row, entry_of_row(row, order), 0.0)
+
+    async def run_commits(self) -> None:
+        """Commit what `add` was given, until cancelled."""
+        try:
+            while True:
+                await self._work.wait()
+                self._work = trio.Event()
+                while self._calls:
+                    await self._commit_some()
+        finally:
+            self._accepts = False
+            closing = SpoolUnavailable("the spool is closing")
+            self._answer(len(self._calls), closing)
+
+    async def _commit_some(self) -> None:
+        count, size, calls = 0, 0, 0
+        for call in self._calls:
+            if calls and count + len(call.kept) > MAX_COMMIT:
+                break
+            if not self.rows.has_room(count + len(call.kept), size + call.size):
+                break
+            count, size, calls = count + len(call.kept), size + call.size, calls + 1
+        if not calls:
+            await self._make_room()
+            return
+        kept = [item for call in self._calls[:calls] for item in call.kept]
+        error: SpoolUnavailable | None = None
+        try:
+            # Once begun, the commit is not cancelled; before that, the calls still wait and get their refusal.
+            await self._tenure.commit([item.row for item in kept])
+        except SpoolUnavailable as failed:
+            error = failed
+        else:
+            now = trio.current_time()
+            for item in kept:
+                item.since = now
+                self.rows.put(item)
+            self._outgoing.expect()
+        self._answer(calls, error)
+
+    async def _make_room(self) -> None:
+        if self._outgoing.problem is None:
+            self._outgoing.press()
+            await self._outgoing.left.park()
+        else:
+            self._answer(1, SpoolUnavailable(f"there is no room for more tasks: {self._outgoing.problem}"))
+
+    def _answer(self, calls: int, error: SpoolUnavailable | None) -> None:
+        answered = self._calls[:calls]
+        del self._calls[:calls]
+        for call in answered:
+            call.error = error
+            call.done.set()
+        self._outgoing.left.unpark_all()
+
+    # Running them
+
+    async def claim(self, entries: Sequence[Entry]) -> list[Claim]:
+        """Claims for these tasks, whether they are here or have files."""
+        claims: list[Claim] = []
+        for entry in entries:
+            kept = self.rows.at(entry.ref)
+            while kept is not None and kept.state is State.LEAVING:
+                await self._outgoing.left.park()
+                kept = self.rows.at(entry.ref)
+            content = self.rows.claim(kept) if kept is not None and kept.state is State.WAITING else None
+            claims.append(Claim(entry.id, entry.ref, content))
+        return claims
+
+    def finish(self, done: Sequence[Claim]) -> None:
+        """These ran well."""
+        for claim in done:
+            if claim.content is not None:
+                self.rows.discard(claim.id)
+                self._database.remove(claim.id)
+        if self._calls:
+            self._outgoing.left.unpark_all()
+
+    def release(self, claims: Sequence[Claim]) -> None:
+        """These wait again."""
+        now = trio.current_time()
+        for claim in claims:
+            if claim.content is not None and (kept := self.rows.claimed(claim.id, claim.content)) is not None:
+                self.rows.release(kept, now)
+                self._outgoing.expect()
+
+
+def _unless_refused(result: Entry | TrispoolError, error: SpoolUnavailable) -> TrispoolError:
+    return result if isinstance(result, TrispoolError) else error

@@ -1,0 +1,151 @@
+"""The tasks of a directory store that have no file yet, in memory: pure, told the time.
+
+A task is kept here from the commit that keeps it until it is finished or has a file:
+
+    WAITING ──claim──► CLAIMED ──finish──► (gone)
+       ▲  ▲                │
+       │  └────release─────┘
+       └──failed── LEAVING ──published──► (gone: it is a file now)
+
+A task that is LEAVING is not claimed; whoever wants it waits until it has left. That takes two trips to the disk.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+from typing import TYPE_CHECKING, Final
+
+from trispool.packet import decode_vars
+from trispool.task import Entry, Task
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from trispool.incomingfile import IncomingRow
+
+__all__ = ["MAX_BYTES", "MAX_ROWS", "Incoming", "Kept", "State", "entry_of_row"]
+
+MAX_ROWS: Final = 50_000
+MAX_BYTES: Final = 64 * 1024 * 1024
+"""What may wait in memory, tasks and bytes of their vars and bodies; three seconds of the fastest enqueuing."""
+
+
+class State(enum.Enum):
+    """See the module."""
+
+    WAITING = enum.auto()
+    CLAIMED = enum.auto()
+    LEAVING = enum.auto()
+
+
+class Kept:
+    """One task.
+
+    Attributes:
+        row: As it stands in the database.
+        entry: As the schedule has it.
+        state: See the module.
+        since: When it began to wait, on Trio's clock.
+        content: As it was claimed: each claim has a content of its own.
+    """
+
+    __slots__ = ("content", "entry", "row", "since", "state")
+
+    def __init__(self, row: IncomingRow, entry: Entry, since: float) -> None:
+        self.row = row
+        self.entry = entry
+        self.state = State.WAITING
+        self.since = since
+        self.content: tuple[bytes, bytes] | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.row.payload) + len(self.row.body)
+
+    def task(self, body_limit: int | None) -> Task:
+        """As a person sees it."""
+        entry = self.entry
+        return Task(
+            entry.id,
+            decode_vars(self.row.payload),
+            self.row.body[:body_limit],
+            entry.at,
+            entry.priority,
+            enqueued_at=entry.order[0] / 1e6,
+        )
+
+
+class Incoming:
+    """See the module. It has one owner and changes only between two awaits, so it needs no lock."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Kept] = {}  # by id
+        self.bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __contains__(self, task_id: str) -> bool:
+        return task_id in self._kept
+
+    def __iter__(self) -> Iterator[Kept]:
+        return iter(self._kept.values())
+
+    def has_room(self, count: int, size: int) -> bool:
+        """Whether so many more tasks of so many bytes may come. More than ever may be there is let in alone."""
+        return not self._kept or (len(self._kept) + count <= MAX_ROWS and self.bytes + size <= MAX_BYTES)
+
+    def put(self, kept: Kept) -> None:
+        """It waits."""
+        self._kept[kept.row.task] = kept
+        self.bytes += kept.size
+
+    def at(self, ref: str) -> Kept | None:
+        """The task of that `ref`."""
+        kept = self._kept.get(ref.rpartition("/")[2])
+        return kept if kept is not None and kept.entry.ref == ref else None
+
+    def claim(self, kept: Kept) -> tuple[bytes, bytes]:
+        """It is run.
+
+        Returns:
+            For `Claim.content`.
+        """
+        kept.state = State.CLAIMED
+        kept.content = kept.row.payload, kept.row.body
+        return kept.content
+
+    def release(self, kept: Kept, now: float) -> None:
+        """What was claimed waits again."""
+        if kept.state is State.CLAIMED:
+            kept.state, kept.since, kept.content = State.WAITING, now, None
+
+    def claimed(self, task_id: str, content: tuple[bytes, bytes] | None) -> Kept | None:
+        """The task that was claimed so, unless it has been released since."""
+        kept = self._kept.get(task_id)
+        return kept if kept is not None and kept.content is content else None
+
+    def discard(self, task_id: str) -> None:
+        """It is finished, or has a file."""
+        kept = self._kept.pop(task_id, None)
+        if kept is not None:
+            self.bytes -= kept.size
+
+    def waiting(self, before: float, limit: int) -> list[Kept]:
+        """Some that have waited since before a time; of those the newest, since the workers take the oldest first."""
+        found = (kept for kept in reversed(self._kept.values()) if kept.state is State.WAITING and kept.since <= before)
+        return list(itertools.islice(found, limit))
+
+    def entries(self, size: int) -> Iterator[Sequence[Entry]]:
+        """All, in parts between which they may change; what has come since is not among them."""
+        ids = list(self._kept)
+        for start in range(0, len(ids), size):
+            yield [self._kept[task_id].entry for task_id in ids[start : start + size] if task_id in self._kept]
+
+
+def entry_of_row(row: IncomingRow, order: tuple[int, int]) -> Entry:
+    """The entry of a task in the database."""
+    ref = row.task if row.priority is None else f"{row.priority}/{row.task}"
+    return Entry(row.task, ref, row.at, row.priority, order)
