@@ -374,6 +374,16 @@ async def test_a_claim_that_has_been_released_and_claimed_again_is_not_released_
         assert await store.hold(entry) is not None
 
 
+async def test_the_vars_of_tasks_are_told_wherever_these_are(path: Path, never: None) -> None:
+    async with opened_behind(path) as (store, _):
+        as_row, as_file, claimed, gone = await add(store, *(task(n) for n in range(4)))
+        await store._as_file(as_file.ref)
+        await store.claim([claimed])
+        await store.remove(gone)
+        refs = [entry.ref for entry in (as_row, as_file, claimed, gone)]
+        assert await store.vars_of(refs) == [{b"n": b"0"}, {b"n": b"1"}, {b"n": b"2"}, None]
+
+
 # Writing out
 
 

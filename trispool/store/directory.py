@@ -16,6 +16,7 @@ import trio
 
 from trispool.claimed import Unclaimable
 from trispool.errors import SpoolUnavailable, TaskRefused, TrispoolError
+from trispool.packet import decode_vars
 from trispool.spooldir import SpoolDirectory
 from trispool.store import Aside, Change, Claim, Shelf
 from trispool.store.behind import open_write_behind
@@ -329,8 +330,11 @@ class DirectoryStore:
 
     async def vars_of(self, refs: Sequence[str]) -> Sequence[Mapping[bytes, bytes] | None]:
         """See `SpoolStore.vars_of`."""
+        payloads = {} if self._behind is None else self._behind.rows.payloads(refs)
 
         def read(ref: str) -> Mapping[bytes, bytes] | None:
+            if ref in payloads:
+                return decode_vars(payloads[ref])
             try:
                 return self._opened.read(ref, 0)[0]
             except Unclaimable:

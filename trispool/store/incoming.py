@@ -107,6 +107,12 @@ class Incoming:
         kept = self._kept.get(ref.rpartition("/")[2])
         return kept if kept is not None and kept.entry.ref == ref else None
 
+    def payloads(self, refs: Sequence[str]) -> dict[str, bytes]:
+        """The encoded vars of those of some tasks that are here, by ref."""
+        if not self._kept:
+            return {}
+        return {ref: kept.row.payload for ref in refs if (kept := self.at(ref)) is not None}
+
     def claim(self, kept: Kept) -> tuple[bytes, bytes]:
         """It is run.
 
