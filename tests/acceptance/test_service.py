@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -296,7 +297,8 @@ def test_no_acknowledged_task_is_lost_when_workers_and_service_are_killed_over_a
         if number % 40 == 20:
             for worker in service.status()["workers"][:1]:
                 if worker["pid"]:
-                    os.kill(worker["pid"], signal.SIGKILL)
+                    with contextlib.suppress(ProcessLookupError):  # it was about to be replaced
+                        os.kill(worker["pid"], signal.SIGKILL)
         if number % 100 == 50:
             service.stop(signal.SIGKILL)
             service.start()
