@@ -4,9 +4,9 @@ A store keeps tasks; it knows nothing of workers, retries or time. What waits in
 enough that a million of them fit in memory; the schedule holds those. Every store passes `tests/contract/`.
 
 A claim is a promise that one owner at most runs a task. `claim` gives a `Claim` that can be sent to a worker process,
-which resolves it with `trispool.worker.claims`. For a directory it is only the file's path, and the *worker* opens and
-locks the file: the kernel then frees the lock when the worker dies, and the file work of a task (19 µs) is spread over
-the workers instead of being the service's bottleneck. For other stores it carries the task.
+which resolves it with `trispool.worker.claims`. For a file it is only the path, and the *worker* opens and locks it:
+the kernel then frees the lock when the worker dies, and the file work of a task (19 µs) is spread over the workers
+instead of being the service's bottleneck. For a task that is no file, or not yet, it carries the task.
 """
 
 from __future__ import annotations
