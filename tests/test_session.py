@@ -25,7 +25,7 @@ from trispool.admin.session import (
 )
 from trispool.admin.throttle import BURST
 from trispool.operating import Actor
-from trispool.tokenfile import Role, TokenFiles
+from trispool.tokenfile import Role, Token, TokenFiles, digest_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -294,6 +294,16 @@ async def test_revoking_a_token_ends_its_sessions_also_if_another_gets_its_name(
     assert await browser.status(cookie) == 401
     files.create("alice", Role.OPERATE, now=NOW)
     await browser.accounts.follow()
+    assert await browser.status(cookie) == 401
+
+
+async def test_a_session_ends_with_its_token(tmp_path: Path) -> None:
+    now = NOW
+    stored = Token("alice", Role.OPERATE, digest_of(TOKEN), expires_at=NOW + 60)
+    browser = Browser(Accounts([stored], b"k" * 32, clock=lambda: now))
+    cookie = await browser.cookie()
+    assert await browser.status(cookie) == 200
+    now += 60
     assert await browser.status(cookie) == 401
 
 

@@ -81,6 +81,16 @@ def test_a_token_that_others_can_get_at_is_refused(files: TokenFiles, mode: int)
     files.operator()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_what_another_user_has_put_there_is_refused(tmp_path: Path, files: TokenFiles) -> None:
+    files.create("anna", Role.VIEW, now=0.0)
+    os.chown(tmp_path / "tokens.json", 65534, -1)
+    with pytest.raises(ConfigError, match="uid 65534"):
+        files.tokens()
+    os.chown(tmp_path, 65534, -1)
+    assert [token.name for token in files.tokens()] == ["anna"]
+
+
 @pytest.mark.parametrize(
     "content", ["", "\n", "short", "two words that are long", "a" * 20 + "\n" + "b" * 20, "ä" * 20]
 )

@@ -60,11 +60,16 @@ class PrivateFolder:
         Raises:
             FileNotFoundError: There is no such file.
             OSError: It cannot be read.
-            ConfigError: Others than its owner and group can read it, or others than its owner can write it.
+            ConfigError: Others than its owner and group can read it, or others than its owner can write it; or its
+                owner is neither we nor that of the folder.
         """
         with (self.path / name).open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            status = os.fstat(file.fileno())
             content = file.read(MAX_FILE)
+        # Others can put files into a folder that they can write to.
+        if status.st_uid not in (0, os.geteuid(), self.path.stat().st_uid):
+            raise ConfigError([f"{self.path / name}: belongs to another user (uid {status.st_uid})"])
+        mode = stat.S_IMODE(status.st_mode)
         # The group may read it: that is how several operators share the command line. Everybody may not.
         if mode & 0o027:
             raise ConfigError(
