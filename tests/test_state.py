@@ -13,6 +13,7 @@ import structlog.testing
 import trio
 
 from tests.test_once import full_disk
+from trispool import state as state_module
 from trispool import staterows
 from trispool.errors import ConfigError, SpoolUnavailable, TaskRefused
 from trispool.operating import Actor, AuditRow, OnceKey
@@ -205,6 +206,18 @@ def test_more_rows_than_may_be_are_deleted_the_oldest_first(tmp_path: Path) -> N
     rows = file.read(lambda c: c.execute("SELECT target FROM audit ORDER BY seq").fetchall())
     assert [target for (target,) in rows] == ["6", "7", "8", "9"]
     file.close()
+
+
+async def test_logins_do_not_crowd_out_what_operators_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_module, "KEEP_LOGINS", 2)
+    monkeypatch.setattr(state_module, "KEEP_AUDIT_ROWS", 5)
+    async with opened(tmp_path) as state:
+        await state.audit.note(ALICE, "scan", "kept")
+        for number in range(9):
+            await state.audit.note(BOB, "login", f"in {number}")
+            await state.audit.note(BOB, "logout", f"out {number}")
+        await state.prune()
+        assert await targets(state) == ["out 8", "in 8", "out 7", "in 7", "kept"]
 
 
 # The file

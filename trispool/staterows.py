@@ -21,6 +21,7 @@ __all__ = [
     "audit_values",
     "confirm",
     "find_audit",
+    "prune_action",
     "prune_audit",
     "prune_keys",
     "reserve",
@@ -219,10 +220,21 @@ def find_audit(
 
 def prune_audit(connection: sqlite3.Connection, before: float, max_rows: int) -> bool:
     """Delete some rows that are older than a time, Unix seconds, or too many; whether there may be more."""
+    # Counted, not reckoned from `seq`: `prune_action` leaves gaps.
+    (count,) = connection.execute("SELECT count(*) FROM audit").fetchone()
     cursor = connection.execute(
         "DELETE FROM audit WHERE seq IN (SELECT seq FROM audit ORDER BY seq LIMIT ?)"
-        " AND (at < ? OR seq <= (SELECT max(seq) FROM audit) - ?)",
-        (PRUNE_ROWS, before, max_rows),
+        " AND (at < ? OR seq IN (SELECT seq FROM audit ORDER BY seq LIMIT ?))",
+        (PRUNE_ROWS, before, max(0, min(count - max_rows, PRUNE_ROWS))),
+    )
+    return cursor.rowcount == PRUNE_ROWS
+
+
+def prune_action(connection: sqlite3.Connection, action: str, max_rows: int) -> bool:
+    """Delete some of the rows of an action that come after the newest `max_rows`; whether there may be more."""
+    cursor = connection.execute(
+        "DELETE FROM audit WHERE seq IN (SELECT seq FROM audit WHERE action = ? ORDER BY seq DESC LIMIT ? OFFSET ?)",
+        (action, PRUNE_ROWS, max_rows),
     )
     return cursor.rowcount == PRUNE_ROWS
 

@@ -21,7 +21,7 @@ from trispool.state.keylocks import KeyLocks
 from trispool.state.once import Once
 from trispool.state.writer import StateWriter
 from trispool.statefile import StateFile
-from trispool.staterows import prune_audit, prune_keys
+from trispool.staterows import prune_action, prune_audit, prune_keys
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -38,6 +38,9 @@ KEEP_AUDIT_SECONDS: Final = 365 * 86400.0
 
 KEEP_AUDIT_ROWS: Final = 1_000_000
 """Some 300 MB."""
+
+KEEP_LOGINS: Final = 100_000
+"""And as many logouts: any token makes them, and they must not crowd out what operators did."""
 
 _log = structlog.get_logger()
 
@@ -71,9 +74,12 @@ class State:
         """Delete what is old."""
         now = self._clock()
         keys = functools.partial(prune_keys, before=now - KEEP_KEYS_SECONDS)
+        logins = [
+            functools.partial(prune_action, action=action, max_rows=KEEP_LOGINS) for action in ("login", "logout")
+        ]
         rows = functools.partial(prune_audit, before=now - KEEP_AUDIT_SECONDS, max_rows=KEEP_AUDIT_ROWS)
         try:
-            for some in (keys, rows):
+            for some in (keys, *logins, rows):
                 while await self._writer.write(some):
                     pass
         except OSError as error:
