@@ -329,6 +329,20 @@ def test_what_was_told_since_a_scan_began_counts_more_than_what_it_saw() -> None
     assert due_at(backlog, "a") == NOW + 9
 
 
+def test_what_was_taken_out_since_a_scan_began_is_not_brought_back_by_it() -> None:
+    backlog = backlog_of(entry("a"))
+    backlog.scan_begins()
+    backlog.taken_out("a")
+    assert not backlog.saw(entry("a"), NOW)
+    assert backlog.find("a") is None
+    backlog.saw(entry("a"), NOW, told=True)  # somebody has put it there again
+    assert backlog.find("a") is not None
+    end_scan(backlog)
+    backlog.taken_out("a")
+    scan(backlog, [entry("a")])  # this one began later, so it is there
+    assert backlog.find("a") is not None
+
+
 def test_attempts_survive_a_move_to_another_directory() -> None:
     backlog = backlog_of(entry("a"))
     take_one(backlog)

@@ -77,6 +77,7 @@ class Backlog:
         self._vanished: dict[str, int] = {}
         # By ref, when a worker found it locked.
         self._locked: dict[str, float] = {}
+        self._taken_out: set[str] = set()  # by ref, since the last scan began
         self._prefixes = {"": None}  # in the order in which they came
         # Scans have even numbers. A task's mark is that of the scan that saw it as it is known, or the next odd one if
         # it was put there, or told of, since that scan began.
@@ -175,13 +176,13 @@ class Backlog:
         if running is not None:
             running.moved_at = entry.at if entry.at != running.entry.at else None
             return False
-        is_new = False
         waiting = self._schedule.get(ref)
+        is_new = waiting is None
         if waiting is None:
+            if not told and ref in self._taken_out:
+                return False
             if self._running and (elsewhere := self._running_elsewhere(entry.id)):
-                elsewhere.moved_to = ref
-            else:
-                is_new = True
+                elsewhere.moved_to, is_new = ref, False
             due_at = self._due_at(entry)
             if entry.fresh:
                 due_at = max(due_at, now + SETTLE_SECONDS)
@@ -218,9 +219,15 @@ class Backlog:
             self._locked.pop(ref, None)
             self._lose_sight(waiting.entry)
 
+    def taken_out(self, ref: str) -> None:
+        """We have taken this task out of the spool; a scan that is under way may have seen it there before."""
+        self.gone(ref)
+        self._taken_out.add(ref)
+
     def scan_begins(self) -> None:
         """All that waits and is neither seen nor put there from now on is gone when the scan has ended."""
         self._scan += 2
+        self._taken_out.clear()
 
     def unseen(self) -> Iterator[list[str]]:
         """What the scan that has just ended did not see; for `gone`. In parts, between which the rest may change."""

@@ -153,14 +153,14 @@ class Dispatcher:
     def has_cancelled(self, entry: Entry, by: str, removed: Task) -> None:
         """It is gone for good."""
         attempts = self.backlog.attempts(entry.id)
-        self.backlog.gone(entry.ref)
+        self.backlog.taken_out(entry.ref)
         self._forget_attempts(entry)
         entry = entry._replace(priority=removed.priority)
         self._note(entry, attempts, "cancelled", TaskState.CANCELLED, by, kept_vars(removed))
 
     def has_held(self, entry: Entry, by: str) -> None:
         """It no longer waits to be run."""
-        self.backlog.gone(entry.ref)
+        self.backlog.taken_out(entry.ref)
         self._note(entry, self.backlog.attempts(entry.id), "held", TaskState.HELD, by)
 
     def has_restored(self, entry: Entry, outcome: str, by: str) -> None:
