@@ -13,6 +13,7 @@ from trispool.admin.faults import MAX_FAULTS
 
 FORM = "application/x-www-form-urlencoded"
 JSON = "application/json"
+MULTIPART = "multipart/form-data; boundary=b"
 MANY = 200_000
 
 
@@ -27,7 +28,11 @@ def members(count: int) -> bytes:
         (JSON, b"{" + members(MANY) + b"}"),
         (JSON, b'{"vars":{' + members(MANY) + b"}}"),
         (JSON, b'{"vars":{"a":[' + b"1," * MANY + b"1]}}"),
+        (JSON, b'{"vars":{' + members(MANY // 4) + b"}}"),
         ("application/x-ndjson", b"{}\n{" + members(MANY) + b"}"),
+        (FORM, b"a=" + b"%41" * 2_000_000),
+        (MULTIPART, b"--b\r\n" + b"A: b\r\n" * MANY * 2 + b"\r\n--b--"),
+        (MULTIPART, (b"--b\r\n" + b"A: b\r\n" * 300 + b"\r\n\r\n") * 2000 + b"--b--"),
     ],
 )
 async def test_more_members_than_a_task_can_have_are_not_even_looked_at(content_type: str, body: bytes) -> None:
@@ -38,6 +43,11 @@ async def test_more_members_than_a_task_can_have_are_not_even_looked_at(content_
     assert response.status_code in (400, 413)
     assert len(await response.get_data()) < 1000
     assert not control.batches
+
+
+async def test_a_long_key_is_not_repeated_as_it_is() -> None:
+    document = await problem(await post(client_of(FakeControl()), b'{"' + b"k" * 100_000 + b'":1}', JSON), 400)
+    assert len(json.dumps(document)) < 2000
 
 
 async def test_more_members_than_an_order_can_have_are_not_even_looked_at() -> None:

@@ -53,6 +53,12 @@ MULTIPART: Final = "multipart/form-data"
 MAX_FIELDS: Final = diagnosis.MAX_VARS
 """Of a form or query."""
 
+MAX_FORM: Final = 4 * 65_535
+"""Bytes of a form or query: an escaped byte of a var takes three."""
+
+MAX_PART_HEADERS: Final = 2 * 1024 * 1024
+"""Bytes of all headers of a multipart body; those of 10,000 fields take one."""
+
 MAX_PARTS: Final = 10_000
 """Of a multipart body. A var takes at least five bytes of 65,535, so more than 13,107 cannot be right anyway."""
 
@@ -114,6 +120,8 @@ def parse_document(data: bytes) -> NewTask:
         keys = 0
         vars: dict[bytes, bytes] = {}
         if document.vars is not UNSET:
+            if len(document.vars) > MAX_FIELDS:  # to say what is wrong with each would take long
+                raise FaultyRequest([Fault(pointer="/vars", expected=f"at most {MAX_FIELDS} vars")], status=413)
             keys = 1 + len(document.vars)
             for key, value in document.vars.items():
                 if type(value) is str:
@@ -132,6 +140,8 @@ def parse_document(data: bytes) -> NewTask:
         if document.body is not UNSET:
             body, keys = _from_base64(document.body), keys + 1
         task = _task(vars, body, at, priority)
+    except FaultyRequest:
+        raise
     except (msgspec.DecodeError, UnicodeError, RecursionError, TaskRefused) as error:
         raise diagnosis.of_document(data, error) from None
     # A key has one colon. Only if there are more of them, in a URL say, is a closer look needed; only if there are more
@@ -157,8 +167,8 @@ def pairs_of(data: bytes) -> list[tuple[bytes, bytes]]:
     Raises:
         FaultyRequest: They are more than a task can have.
     """
-    if data.count(b"&") > MAX_FIELDS:
-        raise FaultyRequest([Fault(f"more than {MAX_FIELDS} fields")], status=413)
+    if len(data) > MAX_FORM or data.count(b"&") > MAX_FIELDS:
+        raise FaultyRequest([Fault(f"more than {MAX_FORM} bytes or {MAX_FIELDS} fields")], status=413)
     pairs = []
     for part in data.split(b"&"):
         if part:
@@ -231,6 +241,19 @@ def _from_base64(text: str) -> bytes:
         raise TaskRefused(f"expected {diagnosis.BASE64}: {error}") from None
 
 
+def _check_part_headers(boundary: bytes, data: bytes) -> None:
+    """See that a multipart body does not consist of headers, which Werkzeug reads slowly and without a limit."""
+    total = 0
+    start = data.find(b"--" + boundary)
+    while start >= 0:
+        end = data.find(b"\r\n\r\n", start)
+        end = len(data) if end < 0 else end
+        total += end - start
+        if total > MAX_PART_HEADERS:
+            raise FaultyRequest([Fault(f"more than {MAX_PART_HEADERS} bytes of headers of parts")], status=413)
+        start = data.find(b"\n--" + boundary, end)
+
+
 def _parse_multipart(boundary: str, data: bytes) -> tuple[list[tuple[bytes, bytes]], bytes]:
     """The fields and the file of a multipart/form-data body (RFC 7578).
 
@@ -238,6 +261,7 @@ def _parse_multipart(boundary: str, data: bytes) -> tuple[list[tuple[bytes, byte
     """
     if not boundary or not boundary.isascii():
         raise FaultyRequest([Fault(parameter="Content-Type", expected="the boundary of multipart/form-data")])
+    _check_part_headers(boundary.encode("ascii"), data)
     decoder = MultipartDecoder(boundary.encode("ascii"), max_parts=MAX_PARTS)
     decoder.receive_data(data)
     decoder.receive_data(None)

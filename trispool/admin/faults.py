@@ -31,6 +31,10 @@ ABSENT: Final = object()
 """In place of a value that there is not."""
 
 
+MAX_POINTER: Final = 1000
+"""Characters of a pointer; one that was cut points at nothing, but neither does anybody follow one so long."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """One thing that is wrong.
@@ -65,7 +69,7 @@ class Fault:
         """
         members = {
             "line": line,
-            "pointer": None if self.pointer is None else printable(self.pointer),
+            "pointer": None if self.pointer is None else shown(self.pointer, MAX_POINTER),
             "parameter": None if self.parameter is None else shown(self.parameter),
             "value": None if self.value is ABSENT else shown(self.value),
             "expected": self.expected or None,
@@ -86,12 +90,12 @@ class FaultyRequest(TaskRefused):
         self.faults = faults
 
 
-def shown(value: object) -> str:
+def shown(value: object, limit: int = MAX_SHOWN) -> str:
     """A value as an answer may repeat it: text as it is, all else as JSON, cut short."""
     if isinstance(value, bytes):
-        value = value.decode("utf-8", "backslashreplace")
+        value = value[: 4 * limit].decode("utf-8", "backslashreplace")
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return printable(text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…")
+    return printable(text if len(text) <= limit else text[: limit - 1] + "…")
 
 
 def printable(text: str) -> str:
