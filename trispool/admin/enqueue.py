@@ -29,7 +29,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 from msgspec import UNSET, UnsetType
 from werkzeug.exceptions import RequestEntityTooLarge
-from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDecoder
+from werkzeug.sansio.multipart import Data, Epilogue, Field, File, MultipartDecoder, NeedData
 
 from trispool.admin import diagnosis
 from trispool.admin.faults import Fault, FaultyRequest
@@ -55,6 +55,9 @@ MAX_FIELDS: Final = diagnosis.MAX_VARS
 
 MAX_FORM: Final = 4 * 65_535
 """Bytes of a form or query: an escaped byte of a var takes three."""
+
+PIECE: Final = 1024 * 1024
+"""Bytes of a multipart body that are looked through at once; nothing else in this process runs meanwhile."""
 
 MAX_PART_HEADERS: Final = 2 * 1024 * 1024
 """Bytes of all headers of a multipart body; those of 10,000 fields take one."""
@@ -263,28 +266,29 @@ def _parse_multipart(boundary: str, data: bytes) -> tuple[list[tuple[bytes, byte
         raise FaultyRequest([Fault(parameter="Content-Type", expected="the boundary of multipart/form-data")])
     _check_part_headers(boundary.encode("ascii"), data)
     decoder = MultipartDecoder(boundary.encode("ascii"), max_parts=MAX_PARTS)
-    decoder.receive_data(data)
-    decoder.receive_data(None)
+    pieces = (data[start : start + PIECE] for start in range(0, len(data), PIECE))
     fields: list[tuple[bytes, bytes]] = []
     body: bytes | None = None
     part: Field | File | None = None
-    content = b""
+    content = bytearray()
     try:
         while not isinstance(event := decoder.next_event(), Epilogue):
-            if isinstance(event, Field | File):
-                part, content = event, b""
+            if isinstance(event, NeedData):
+                decoder.receive_data(next(pieces, None))
+            elif isinstance(event, Field | File):
+                part, content = event, bytearray()
             elif isinstance(event, Data):
                 content += event.data
                 if event.more_data or part is None:
                     continue
                 if isinstance(part, Field):
-                    fields.append(((part.name or "").encode(), content))
+                    fields.append(((part.name or "").encode(), bytes(content)))
                 elif part.filename or content:  # a browser sends an empty one for a file nobody chose
                     if body is not None:
                         raise FaultyRequest(
                             [Fault("a second file", parameter=part.name or "", expected="one file: the task's body")]
                         )
-                    body = content
+                    body = bytes(content)
     except (ValueError, RequestEntityTooLarge) as error:
         raise FaultyRequest([Fault(f"Not multipart/form-data: {error}")]) from None
     return fields, body or b""
