@@ -423,6 +423,20 @@ async def test_sender_of_a_large_body_reads_why_it_is_refused(head: bytes, statu
     assert server.control.batches == []
 
 
+async def test_sender_that_was_refused_and_dribbles_on_does_not_keep_the_connection() -> None:
+    async def dribble(stream: trio.SocketStream) -> None:
+        while True:
+            await stream.send_all(b"x")
+            await trio.sleep(0.02)
+
+    async with serving(linger_seconds=0.1) as server:
+        stream = await server.connect()
+        await stream.send_all(request("POST", "/api/v1/spools/nope/tasks", b"begun", length=LARGE))
+        assert (await read_answer(stream))[0] == 404
+        with trio.fail_after(NET), pytest.raises(trio.BrokenResourceError):
+            await dribble(stream)
+
+
 async def test_client_that_never_reads_is_cut_off_and_others_are_served() -> None:
     async with serving(stall_seconds=0.2, max_connections=2) as server:
         server.control.add_detail("t", {}, bytes(LARGE))

@@ -286,7 +286,7 @@ async def test_page_is_public_and_of_this_server_alone(path: str, kind: str) -> 
     assert response.status_code == 200
     assert response.content_type == f"{kind}; charset=utf-8"
     policy = response.headers["Content-Security-Policy"]
-    assert "default-src 'none'" in policy
+    assert "default-src 'none'; script-src 'self'; style-src 'self'" in policy
     assert "unsafe" not in policy
     assert "http" not in policy
     content = await response.get_data(as_text=True)
