@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 from quart import Response, g
 from quart_trio import QuartTrio
+from werkzeug.datastructures import Headers
 
 from tests.fake_control import FakeControl
 from trispool.admin import AdminSettings, allowed_hosts, create_app
@@ -415,6 +416,12 @@ async def test_guesses_are_answered_with_429_and_known_ones_go_on() -> None:
     # Public addresses are not concerned, nor those who send no token.
     assert (await client.get("/public")).status_code == 200
     assert (await client.get("/who")).status_code == 401
+
+
+async def test_of_two_tokens_none_is_taken() -> None:
+    client = small_app(Accounts.of({"token-of-alice": Role.VIEW}))
+    headers = Headers([("Authorization", "Bearer token-of-alice"), ("Authorization", "Bearer token-of-bob")])
+    assert (await client.get("/who", headers=headers)).status_code == 401
 
 
 async def test_who_guesses_locks_nobody_out_whose_token_cannot_be_guessed(tmp_path: Path) -> None:

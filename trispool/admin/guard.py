@@ -110,10 +110,10 @@ def _identify(accounts: Accounts) -> tuple[Token, Session | None]:
     Raises:
         Problem: It is not known.
     """
-    authorization = request.headers.get("Authorization")
-    if authorization is not None:
-        token = bearer_token(authorization)
-        if token:
+    given = request.headers.getlist("Authorization")
+    if given:
+        token = bearer_token(given[0])
+        if token and len(given) == 1:  # of two, a proxy may have looked at the other
             return accounts.enter(token, address()), None
     elif (cookie := request.cookies.get(COOKIE)) is not None:
         entered = accounts.enter_session(cookie)
