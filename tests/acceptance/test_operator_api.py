@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -390,6 +392,16 @@ def test_a_browser_logs_in_and_only_its_own_page_may_change_things(service: Serv
     assert ask("POST", "/spools/default/scan", **mine)[0] == 403
     assert ask("POST", "/spools/default/scan", **mine, Sec_Fetch_Site="cross-site")[0] == 403
     assert ask("GET", "/spools", Host="evil.example", **mine)[0] == 421
+
+
+def test_who_does_not_come_from_an_allowed_network_is_not_even_answered(
+    make: Callable[..., Service], telling: Telling
+) -> None:
+    service = make(http={"allow_networks": ["127.0.0.1/32"]}).start()
+    connection = socket.create_connection(("127.0.0.1", service.http_port), LONG, source_address=("127.0.0.2", 0))
+    with connection, contextlib.suppress(ConnectionError):
+        connection.sendall(b"GET /healthz HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        assert connection.recv(1) == b""
 
 
 def test_guessing_is_slowed_down_and_those_who_are_known_stay_in(service: Service, telling: Telling) -> None:
