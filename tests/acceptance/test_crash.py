@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.acceptance.harness import LONG, Service, Telling, packet, telling_in
+from tests.acceptance.harness import LONG, Service, Telling, packet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 SPOOLED = b"\xff\x00\x00\x01"
@@ -24,12 +23,6 @@ KILLS = 4
 
 IN_FLIGHT_SECONDS = 0.5
 """What was run so shortly before a kill may not have been recorded: some 20 ms, on a machine with other work to do."""
-
-
-@pytest.fixture
-def telling(tmp_path: Path) -> Iterator[Telling]:
-    with telling_in(tmp_path) as opened:
-        yield opened
 
 
 class Client(threading.Thread):

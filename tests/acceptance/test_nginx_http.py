@@ -11,7 +11,7 @@ from urllib.parse import urljoin
 
 import pytest
 
-from tests.acceptance.harness import LONG, Service, Telling, free_port, telling_in
+from tests.acceptance.harness import LONG, Service, Telling, free_port
 from tests.acceptance.test_nginx_listener import _my_user
 
 if TYPE_CHECKING:
@@ -77,12 +77,6 @@ class Site:
         content = answer.read()
         connection.close()
         return answer.status, answer.headers, json.loads(content) if b"{" in content[:1] else content
-
-
-@pytest.fixture
-def telling(tmp_path: Path) -> Iterator[Telling]:
-    with telling_in(tmp_path) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -17,39 +17,14 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.acceptance.harness import HANDLERS, LONG, Service, Telling, is_alive, telling_in
+from tests.acceptance.harness import HANDLERS, LONG, Service, Telling, is_alive
 
 if TYPE_CHECKING:
     import http.client
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 DATA = Path(__file__).parents[1] / "data"
 HOUR = 3600.0
-
-
-@pytest.fixture
-def telling(tmp_path: Path) -> Iterator[Telling]:
-    with telling_in(tmp_path) as opened:
-        yield opened
-
-
-@pytest.fixture
-def make(tmp_path: Path, telling: Telling) -> Iterator[Callable[..., Service]]:
-    made: list[Service] = []
-
-    def make_service(**spool: object) -> Service:
-        service = Service(tmp_path, telling, **spool)
-        made.append(service)
-        return service
-
-    yield make_service
-    for service in made:
-        service.close()
-
-
-@pytest.fixture
-def service(make: Callable[..., Service]) -> Service:
-    return make().start()
 
 
 def state_of(service: Service, task_id: str) -> str:

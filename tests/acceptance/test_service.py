@@ -14,39 +14,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.acceptance.harness import LONG, Service, Telling, is_alive, packet, telling_in
+from tests.acceptance.harness import LONG, Service, Telling, is_alive, packet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 SPOOLED = b"\xff\x00\x00\x01"
 REFUSED = b"\xff\x00\x00\x00"
-
-
-@pytest.fixture
-def telling(tmp_path: Path) -> Iterator[Telling]:
-    with telling_in(tmp_path) as opened:
-        yield opened
-
-
-@pytest.fixture
-def make(tmp_path: Path, telling: Telling) -> Iterator[Callable[..., Service]]:
-    made: list[Service] = []
-
-    def make_service(**spool: object) -> Service:
-        service = Service(tmp_path, telling, **spool)
-        made.append(service)
-        return service
-
-    yield make_service
-    for service in made:
-        service.close()
-
-
-@pytest.fixture
-def service(make: Callable[..., Service]) -> Service:
-    return make().start()
 
 
 def waiting_files(service: Service) -> list[Path]:

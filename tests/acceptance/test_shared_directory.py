@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.acceptance.harness import HANDLERS, Service, Telling, packet, telling_in
+from tests.acceptance.harness import HANDLERS, Service, Telling, packet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -76,12 +76,6 @@ def real_uwsgi(folder: Path, telling: Telling, *, processes: int, frequency: int
         # Its master sometimes waits for ever for its spoolers when it is asked politely.
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(20)
-
-
-@pytest.fixture
-def telling(tmp_path: Path) -> Iterator[Telling]:
-    with telling_in(tmp_path) as opened:
-        yield opened
 
 
 def waiting(folder: Path) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import click
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from trispool.cli.client import Service
 
-__all__ = ["Place", "Reach", "directory_option", "reach_options"]
+__all__ = ["Place", "Reach", "config_option", "directory_option", "reach_options"]
 
 T = TypeVar("T")
 
@@ -89,6 +89,17 @@ class Reach:
         raise TrispoolError(f"there is no spool {spool!r}; expected {known}")
 
 
+config_option: Final = click.option(
+    "-c",
+    "--config",
+    envvar="TRISPOOL_CONFIG",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help=f"The service's configuration; without it {DEFAULT_CONFIG} if that is there.",
+)
+"""The option of all commands that know a service by its configuration."""
+
+
 def directory_option(command: Callable[..., T]) -> Callable[..., T]:
     """The option of commands that work without a service."""
     return click.option(
@@ -111,14 +122,7 @@ def reach_options(command: Callable[..., T]) -> Callable[..., T]:
     for option in (
         click.option("--state-dir", metavar="DIR", help="Where the service keeps its token."),
         click.option("--http", metavar="ADDR", help="Where the service's HTTP API is."),
-        click.option(
-            "-c",
-            "--config",
-            envvar="TRISPOOL_CONFIG",
-            type=click.Path(dir_okay=False),
-            metavar="FILE",
-            help=f"The service's configuration; without it {DEFAULT_CONFIG} if that is there.",
-        ),
+        config_option,
     ):
         wrapped = option(wrapped)
     return wrapped

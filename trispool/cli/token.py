@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from trispool.cli import display
+from trispool.cli.reach import config_option
 from trispool.cli.run import DEFAULT_CONFIG, read_config
 from trispool.errors import TrispoolError
 from trispool.quantities import read_seconds
@@ -95,14 +96,7 @@ def _with_state_dir(command: Callable[..., T]) -> Callable[..., T]:
 
     for option in (
         click.option("--state-dir", metavar="DIR", help="Where the service keeps its tokens."),
-        click.option(
-            "-c",
-            "--config",
-            envvar="TRISPOOL_CONFIG",
-            type=click.Path(dir_okay=False),
-            metavar="FILE",
-            help=f"The service's configuration; without it {DEFAULT_CONFIG} if that is there.",
-        ),
+        config_option,
     ):
         wrapped = option(wrapped)
     return wrapped
