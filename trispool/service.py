@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
 __all__ = ["run", "serve"]
 
+MAX_BODIES: Final = 4
+"""Of the largest size, in memory at once."""
+
 HTTP_GRACE_SECONDS: Final = 2.0
 """For answers that are under way when everything else has ended."""
 
@@ -145,7 +148,11 @@ async def _serve_http(
     app = create_app(
         control,
         accounts=accounts,
-        settings=AdminSettings(max_body=http.max_body, hosts=allowed_hosts(http.bind, http.hosts)),
+        settings=AdminSettings(
+            max_body=http.max_body,
+            max_bodies=MAX_BODIES * http.max_body,
+            hosts=allowed_hosts(http.bind, http.hosts),
+        ),
     )
     networks = [ip_network(network) for network in http.allow_networks]
     async with trio.open_nursery() as following:

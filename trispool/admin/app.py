@@ -8,6 +8,7 @@ from quart import Response
 from quart_trio import QuartTrio
 
 from trispool.admin.api import api_routes
+from trispool.admin.bodies import limit_bodies
 from trispool.admin.docs import DocViews
 from trispool.admin.guard import install_guard
 from trispool.admin.problems import answer_errors
@@ -67,6 +68,7 @@ def create_app(control: Control, *, accounts: Accounts, settings: AdminSettings 
     app.register_blueprint(blueprint_of("docs", docs.routes()))
     needs |= {f"docs.{route.name}": route.role for route in docs.routes()}
     install_guard(app, accounts=accounts, roles=needs, hosts=settings.hosts)
+    limit_bodies(app, settings)
     answer_errors(app, settings)
     return app
 

@@ -19,6 +19,7 @@ class AdminSettings:
     Attributes:
         max_body: The largest request body, bytes; a larger one is answered with 413. A base64 body in JSON takes a
             third more than its bytes.
+        max_bodies: So many bytes of request bodies may be in memory at once; with more a request is answered with 503.
         body_timeout: A request body must be here so many seconds after its headers, or the answer is 408. 64 MiB take
             54 s at 10 Mbit/s.
         max_batch: The most tasks of one NDJSON request. Parsing that many takes the loop some tens of milliseconds,
@@ -28,6 +29,7 @@ class AdminSettings:
     """
 
     max_body: int = 64 * 1024 * 1024
+    max_bodies: int = 256 * 1024 * 1024
     body_timeout: float = 60.0
     max_batch: int = 10_000
     max_streams: int = 64
