@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import threading
 import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
@@ -247,6 +248,26 @@ async def test_where_there_is_no_room_a_call_waits_until_some_have_been_written_
         added.append(await add(store, *[task()] * 11))
         assert set(await seen(store)) == {entry.ref for entries in added for entry in entries}
     assert len(files(path)) == 41
+
+
+@pytest.mark.parametrize("limit", ["MAX_ROWS", "MAX_BYTES"])
+@pytest.mark.parametrize("is_late", [False, True])
+async def test_what_runs_for_long_takes_no_room_from_what_comes(
+    is_late: bool, limit: str, path: Path, never: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(incoming_module, limit, 3 if limit == "MAX_ROWS" else 3 * len(task().payload + task().body))
+    async with opened_behind(path) as (store, _):
+        running = await add(store, task(1), task(2))
+        if not is_late:
+            await store.claim(running)
+            await add(store, task(3), task(4), task(5))
+            return
+        # Nothing can be written out, as it is all claimed, when room is wanted.
+        async with trio.open_nursery() as nursery:
+            monkeypatch.setattr(outgoing_module.Outgoing, "press", lambda self: None)
+            nursery.start_soon(add, store, task(3), task(4), task(5))
+            await trio.testing.wait_all_tasks_blocked()
+            await store.claim(running)
 
 
 async def test_where_there_is_no_room_and_none_can_be_made_tasks_are_refused(
@@ -791,6 +812,33 @@ async def test_what_ends_while_the_tasks_go_over_is_not_run_again(
         (third,) = await add(store, task(3))
         monkeypatch.setattr(Ledger, "commit", real)
         await until(lambda: ids_of_rows(path) == [second.id, third.id])
+
+
+async def test_what_was_looking_for_its_name_when_it_closes_is_refused(
+    path: Path, never: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looking, go_on = trio.Event(), threading.Event()
+    real = SpoolDirectory.present
+
+    def present(self: SpoolDirectory, names: Sequence[str]) -> set[str]:
+        if names:
+            trio.from_thread.run_sync(looking.set)
+            assert go_on.wait(20)
+        return real(self, names)
+
+    monkeypatch.setattr(SpoolDirectory, "present", present)
+    results: list[Entry | TrispoolError] = []
+
+    async def enqueue(store: DirectoryStore) -> None:
+        results.extend(await store.add([named(new_name()[0])]))
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            async with opened_behind(path) as (store, _):
+                nursery.start_soon(enqueue, store)
+                await looking.wait()
+            go_on.set()
+    assert [str(result) for result in results] == ["the spool is closing"]
 
 
 async def test_what_waits_when_it_closes_is_refused(path: Path, never: None, monkeypatch: pytest.MonkeyPatch) -> None:

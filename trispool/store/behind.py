@@ -201,6 +201,9 @@ class WriteBehind:
                 results.append(item.entry)
             if not kept:
                 return results
+            if not self._accepts:  # it has been closed meanwhile, and nobody would answer
+                closing = SpoolUnavailable("the spool is closing")
+                return [_unless_refused(result, closing) for result in results]
             call = _Call(kept)
             self._calls.append(call)
             self._work.set()
@@ -300,6 +303,8 @@ class WriteBehind:
                 kept = self.rows.at(entry.ref)
             content = self.rows.claim(kept) if kept is not None and kept.state is State.WAITING else None
             claims.append(Claim(entry.id, entry.ref, content))
+        if self._calls:
+            self._outgoing.left.unpark_all()  # there may be room now
         return claims
 
     def finish(self, done: Sequence[Claim]) -> None:
@@ -308,8 +313,6 @@ class WriteBehind:
             if claim.content is not None:
                 self.rows.discard(claim.id)
                 self._database.remove(claim.id)
-        if self._calls:
-            self._outgoing.left.unpark_all()
 
     def release(self, claims: Sequence[Claim]) -> None:
         """These wait again."""

@@ -28,7 +28,8 @@ __all__ = ["MAX_BYTES", "MAX_ROWS", "Incoming", "Kept", "State", "entry_of_row"]
 
 MAX_ROWS: Final = 50_000
 MAX_BYTES: Final = 64 * 1024 * 1024
-"""What may wait in memory, tasks and bytes of their vars and bodies; three seconds of the fastest enqueuing."""
+"""What may wait in memory, tasks and bytes of their vars and bodies; three seconds of the fastest enqueuing. What the
+workers have in hand does not count: it may stay for hours, and would leave no room."""
 
 
 class State(enum.Enum):
@@ -82,7 +83,9 @@ class Incoming:
 
     def __init__(self) -> None:
         self._kept: dict[str, Kept] = {}  # by id
-        self.bytes = 0
+        # Those that are not claimed.
+        self._count = 0
+        self._bytes = 0
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -94,13 +97,13 @@ class Incoming:
         return iter(self._kept.values())
 
     def has_room(self, count: int, size: int) -> bool:
-        """Whether so many more tasks of so many bytes may come. More than ever may be there is let in alone."""
-        return not self._kept or (len(self._kept) + count <= MAX_ROWS and self.bytes + size <= MAX_BYTES)
+        """Whether so many more tasks of so many bytes may come. More than ever may wait is let in alone."""
+        return not self._count or (self._count + count <= MAX_ROWS and self._bytes + size <= MAX_BYTES)
 
     def put(self, kept: Kept) -> None:
         """It waits."""
         self._kept[kept.row.task] = kept
-        self.bytes += kept.size
+        self._counts(kept, 1)
 
     def at(self, ref: str) -> Kept | None:
         """The task of that `ref`."""
@@ -119,6 +122,7 @@ class Incoming:
         Returns:
             For `Claim.content`.
         """
+        self._counts(kept, -1)
         kept.state = State.CLAIMED
         kept.content = kept.row.payload, kept.row.body
         return kept.content
@@ -127,6 +131,7 @@ class Incoming:
         """What was claimed waits again."""
         if kept.state is State.CLAIMED:
             kept.state, kept.since, kept.content = State.WAITING, now, None
+            self._counts(kept, 1)
 
     def claimed(self, task_id: str, content: tuple[bytes, bytes] | None) -> Kept | None:
         """The task that was claimed so, unless it has been released since."""
@@ -136,8 +141,12 @@ class Incoming:
     def discard(self, task_id: str) -> None:
         """It is finished, or has a file."""
         kept = self._kept.pop(task_id, None)
-        if kept is not None:
-            self.bytes -= kept.size
+        if kept is not None and kept.state is not State.CLAIMED:
+            self._counts(kept, -1)
+
+    def _counts(self, kept: Kept, sign: int) -> None:
+        self._count += sign
+        self._bytes += sign * kept.size
 
     def waiting(self, before: float, limit: int) -> list[Kept]:
         """Some that have waited since before a time; of those the newest, since the workers take the oldest first."""
