@@ -27,6 +27,7 @@ import trio
 
 from tests.fake_control import FakeControl
 from trispool.admin import Accounts, AdminSettings, Role, ServerLimits, create_app, serve_admin
+from trispool.admin.connection import SPARE_SECONDS, Crowd
 from trispool.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -488,6 +489,31 @@ async def test_connection_over_the_limit_is_told_so() -> None:
         await members[0].aclose()
         await trio.testing.wait_all_tasks_blocked()
         assert (await server.ask(request("GET", "/healthz", b"", "Connection: close")))[0] == 200
+
+
+async def test_one_connection_too_many_ends_the_one_that_was_idle_the_longest(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    crowd = Crowd(ServerLimits())
+    readings = [trio.CancelScope() for _ in range(3)]
+    for reading in readings:
+        crowd.set_idle(reading, True)
+    assert not crowd.make_room()  # they may be about to ask
+    await trio.sleep(SPARE_SECONDS)
+    crowd.set_idle(readings[0], False)  # this one asks
+    crowd.set_idle(readings[0], True)  # and has been answered
+    assert [crowd.make_room(), crowd.make_room(), crowd.make_room()] == [True, True, False]
+    assert [reading.cancel_called for reading in readings] == [False, True, True]
+
+
+async def test_idle_connections_do_not_keep_others_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trispool.admin.connection.SPARE_SECONDS", 0.0)
+    async with serving(max_connections=2, idle_seconds=3600) as server:
+        silent = [await server.connect() for _ in range(2)]
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(3):
+            assert (await server.ask(request("GET", "/healthz", b"", "Connection: close")))[0] == 200
+        assert await read_to_end(silent[0]) == b""
 
 
 async def test_address_outside_the_networks_gets_no_word() -> None:

@@ -35,10 +35,14 @@ if TYPE_CHECKING:
 
     from trispool.admin.settings import ServerLimits
 
-__all__ = ["CHUNK", "Connection", "Crowd", "Stream"]
+__all__ = ["CHUNK", "SPARE_SECONDS", "Connection", "Crowd", "Stream"]
 
 CHUNK = 64 * 1024
 """Bytes read or sent at once."""
+
+SPARE_SECONDS = 1.0
+"""For so long an idle connection is left alone though there is no room for another one: a client needs a moment between
+its connect, or an answer, and its next request."""
 
 Stream: TypeAlias = "trio.SocketStream | trio.SSLStream[trio.SocketStream]"
 
@@ -57,13 +61,27 @@ class Crowd:
         self._stall_seconds = limits.stall_seconds
         self._is_stopping = False
         self._size = 0
-        self._idle: set[trio.CancelScope] = set()
+        self._idle: dict[trio.CancelScope, float] = {}  # since when, on Trio's clock; the longest first
         self._sending: set[trio.CancelScope] = set()
 
     @property
     def is_full(self) -> bool:
         """Whether one more would be too many."""
         return self._size >= self.limits.max_connections
+
+    def make_room(self) -> bool:
+        """End the connection that has been idle the longest, for `SPARE_SECONDS` at least.
+
+        Returns:
+            False if there is none.
+        """
+        for reading, since in self._idle.items():
+            if trio.current_time() - since < SPARE_SECONDS:
+                break
+            self.set_idle(reading, False)
+            reading.cancel()
+            return True
+        return False
 
     @contextlib.contextmanager
     def member(self) -> Iterator[None]:
@@ -92,12 +110,12 @@ class Crowd:
     def set_idle(self, reading: trio.CancelScope, is_idle: bool) -> None:
         """Give a connection `idle_seconds` to send a request, or end it if we are stopping; or let it read on."""
         if is_idle:
-            self._idle.add(reading)
+            self._idle[reading] = trio.current_time()
             reading.deadline = trio.current_time() + self.limits.idle_seconds
             if self._is_stopping:
                 reading.cancel()
         else:
-            self._idle.discard(reading)
+            self._idle.pop(reading, None)
             reading.deadline = math.inf
 
     def stop(self) -> None:

@@ -126,7 +126,7 @@ class _Server:
         """Serve one client to its end."""
         if not self._may_connect(stream):
             await trio.aclose_forcefully(stream)
-        elif self._crowd.is_full:
+        elif self._crowd.is_full and not self._crowd.make_room():
             await self._refuse(stream)
         else:
             with self._crowd.member():
