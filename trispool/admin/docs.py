@@ -51,6 +51,7 @@ class DocViews:
         self._needs = needs
         self._document: bytes | None = None
         self._making = trio.Lock()
+        self._limiter = trio.CapacityLimiter(2)
 
     def routes(self) -> Sequence[Route]:
         """Their addresses."""
@@ -66,7 +67,7 @@ class DocViews:
         """The document."""
         async with self._making:
             if self._document is None:
-                self._document = await trio.to_thread.run_sync(self._make)
+                self._document = await trio.to_thread.run_sync(self._make, limiter=self._limiter)
         return Response(self._document, content_type="application/json", headers={"Cache-Control": "no-cache"})
 
     def _make(self) -> bytes:
@@ -76,7 +77,7 @@ class DocViews:
 
     async def page(self, *, file: str, kind: str) -> Response:
         """One of the files of the page."""
-        content = await trio.to_thread.run_sync(_read, file)
+        content = await trio.to_thread.run_sync(_read, file, limiter=self._limiter)
         headers = {"Cache-Control": "no-cache", "Content-Security-Policy": _POLICY}
         return Response(content, content_type=kind, headers=headers)
 
