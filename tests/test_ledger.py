@@ -584,6 +584,37 @@ async def test_pruning_that_fails_is_tried_again(error: Exception, path: Path, m
         assert time.time() - 70 < tried[0] < time.time() - 49
 
 
+@pytest.mark.parametrize("work", ["prune", "write"])
+def test_after_an_error_of_the_disk_the_log_is_emptied_before_anything_is_appended(
+    work: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = LedgerFile(str(path))
+    file.open()
+    file.write([row(1)], {})
+    log = path.with_name(f"{path.name}-wal")
+    assert log.stat().st_size > 0
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
+
+    class Broken:
+        def execute(self, *args: object) -> None:
+            raise error
+
+        def close(self) -> None:
+            real.close()
+
+    # Another process has it open, so that the log is not emptied by closing it.
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("SELECT * FROM attempts").fetchall()
+        real, file._writing = file._writing, Broken()
+        with pytest.raises(sqlite3.OperationalError):
+            file.prune(NOW) if work == "prune" else file.write([row(2)], {})
+        assert log.stat().st_size > 0
+        file.reopen()
+        assert log.stat().st_size == 0
+    file.close()
+
+
 # Questions
 
 

@@ -9,8 +9,10 @@ Rules it keeps:
 4. After an error other than those the connections are opened afresh: what they know of the file may be wrong. If the
    disk failed, the write-ahead log is emptied before anything is appended: nothing is read behind a hole in it.
 
-WAL mode with `synchronous=NORMAL`: a power cut may lose the newest transactions, never the file, and not those for
-which `FULL` was asked (`IncomingChange.durable`), nor any before these.
+WAL mode with `synchronous=NORMAL`: a power cut may lose the newest transactions, never the file. From the first
+transaction on that has to be on disk (`IncomingChange.durable`) it is `FULL` for all. With both in one log a checkpoint
+would have to sync what was written with `NORMAL`, and SQLite tells nobody if that fails (`sqlite3WalDefaultHook`): what
+came later would be acknowledged, and stand behind a hole.
 """
 
 from __future__ import annotations
@@ -86,6 +88,7 @@ class LedgerFile:
         self._reading: sqlite3.Connection | None = None
         self._which = _NO_FILE  # is open for writing
         self._which_read = _NO_FILE
+        self._is_durable = False  # was asked for
         self._is_full = False  # as of `PRAGMA synchronous`
         self._is_holed = False
 
@@ -146,18 +149,16 @@ class LedgerFile:
         if incoming is not None and incoming.added and incoming.generation != self.generation:
             raise Replaced
         try:
-            durable = incoming is not None and incoming.durable
-            if durable is not self._is_full:
-                connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-                self._is_full = durable
+            self._is_durable |= incoming is not None and incoming.durable
+            if self._is_durable and not self._is_full:
+                connection.execute("PRAGMA synchronous = FULL")
+                self._is_full = True
             try:
                 return self._transaction(connection, rows, retrying, incoming, one_by_one=False)
             except (*_UNFIT, OverflowError):
                 return self._transaction(connection, rows, retrying, incoming, one_by_one=True)
         except sqlite3.Error as error:
-            self._close_writing()
-            self._is_holed |= _code(error) == sqlite3.SQLITE_IOERR
-            raise _judged(error) from error
+            raise self._failed(error) from error
 
     def incoming(self) -> list[IncomingRow]:
         """What is in the table `incoming`.
@@ -168,8 +169,7 @@ class LedgerFile:
         try:
             return incomingfile.rows(self._connected())
         except sqlite3.Error as error:
-            self._close_writing()
-            raise _judged(error) from error
+            raise self._failed(error) from error
 
     def prune(self, before: float) -> bool:
         """Delete some rows of attempts that began before a time, Unix seconds.
@@ -188,8 +188,7 @@ class LedgerFile:
                 (PRUNE_ROWS, before),
             )
         except sqlite3.Error as error:
-            self._close_writing()
-            raise _judged(error) from error
+            raise self._failed(error) from error
         return cursor.rowcount > 0
 
     def reopen(self) -> None:
@@ -321,6 +320,12 @@ class LedgerFile:
                 connection.execute("ROLLBACK")
             raise
         return unfit
+
+    def _failed(self, error: sqlite3.Error) -> Exception:
+        """Close what an error came from; see `_judged`."""
+        self._close_writing()
+        self._is_holed |= _code(error) == sqlite3.SQLITE_IOERR
+        return _judged(error)
 
     def _close_writing(self) -> None:
         if self._writing is not None:
