@@ -7,7 +7,7 @@ import os
 import sqlite3
 import threading
 import time
-from contextlib import closing
+from contextlib import aclosing, closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -378,8 +378,7 @@ async def test_a_history_that_cannot_be_kept_stops_no_task(path: Path, never: No
         await store.finish([claim])
         unfit: Any = done(entry)._replace(error=object())
         ledger.record(unfit)
-        await until(lambda: rows(path) == [])
-        assert ledger.statistics.dropped == 1
+        await until(lambda: rows(path) == [] and ledger.statistics.dropped == 1)
         await add(store, task())
 
 
@@ -706,6 +705,57 @@ async def test_of_two_services_one_writes_behind_and_the_other_takes_over_when_i
             while not rows(path):
                 await add(store, task("third"))
                 await trio.sleep(0.002)
+
+
+async def test_what_another_service_has_left_when_it_was_killed_is_looked_for_at_once(
+    path: Path, never: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trispool.store.tenure.LOOK_SECONDS", 0.005)
+    left = await crash(path, task(1), task(2))
+    theirs = incomingfile.lock(f"{path}/.trispool")
+    assert theirs is not None
+    async with opened_behind(path) as (store, _), aclosing(store.watch()) as watch:
+        assert await anext(watch) is None
+        assert await seen(store) == []
+        os.close(theirs)
+        assert await anext(watch) is None
+        assert await seen(store) == sorted(entry.ref for entry in left)
+        # It goes on.
+        (path / new_name()[0]).write_bytes(b"")
+        assert await anext(watch) is not None
+
+
+async def test_what_another_service_has_left_gets_files_though_nothing_is_enqueued(
+    path: Path, soon: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trispool.store.tenure.LOOK_SECONDS", 0.005)
+    left = await crash(path, task(1))
+    theirs = incomingfile.lock(f"{path}/.trispool")
+    assert theirs is not None
+    async with opened_behind(path):
+        os.close(theirs)
+        await until(lambda: files(path) == [left[0].ref])
+
+
+async def test_a_directory_that_cannot_be_read_refuses_names_and_stops_nothing(
+    path: Path, never: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def present(self: SpoolDirectory, names: Sequence[str]) -> set[str]:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("trispool.store.tenure.LOOK_SECONDS", 0.005)
+    async with opened_behind(path) as (store, _):
+        with monkeypatch.context() as patched:
+            patched.setattr(SpoolDirectory, "present", present)
+            (refused,) = await store.add([named(new_name()[0])])
+            assert isinstance(refused, SpoolUnavailable)
+            # It goes over to another one, and cannot see what is there.
+            move(path, path.with_name("away"))
+            await crash(path, task(1))
+            await store.add([task(2)])
+            assert "Permission denied" in str(store.problem)
+        await until(lambda: store.problem is None)
+        await add(store, named(new_name()[0]))
 
 
 # Damage

@@ -33,7 +33,7 @@ from trispool.store.outgoing import Outgoing
 from trispool.store.tenure import Tenure
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Sequence
 
     from trispool.spooldir import SpoolDirectory
     from trispool.store.tenure import Database
@@ -65,7 +65,7 @@ _log = structlog.get_logger()
 
 @asynccontextmanager
 async def open_write_behind(
-    opened: SpoolDirectory, database: Database, *, accepts: bool, fsync: bool
+    opened: SpoolDirectory, database: Database, *, accepts: bool, fsync: bool, recovered: Callable[[], None]
 ) -> AsyncIterator[WriteBehind]:
     """Write-behind for a directory, while it is open. At the end what waits is written out.
 
@@ -74,20 +74,25 @@ async def open_write_behind(
         database: The one in it, open until this has ended.
         accepts: Whether to keep new tasks here, or only to write out what a crash has left.
         fsync: Whether what is kept has to be on disk, here or as a file.
+        recovered: Called when there are tasks of a service that has ended, which nobody has been told of.
 
     Raises:
         OSError: What a crash has left cannot be read.
     """
     rows = Incoming()
-    tenure = Tenure(opened, database, rows, fsync=fsync)
+
+    def they_wait() -> None:
+        outgoing.expect()
+        recovered()
+
+    tenure = Tenure(opened, database, rows, fsync=fsync, recovered=they_wait)
     outgoing = Outgoing(opened, database, rows, tenure)
-    behind = WriteBehind(opened, database, rows, tenure, outgoing, accepts=accepts)
+    behind = WriteBehind(database, rows, tenure, outgoing, accepts=accepts)
     try:
         await tenure.open()
     except SpoolUnavailable as error:
         tenure.close()
         raise OSError(str(error)) from error
-    outgoing.expect()
     try:
         if not accepts:
             await outgoing.write_all()
@@ -133,7 +138,6 @@ class WriteBehind:
 
     def __init__(
         self,
-        opened: SpoolDirectory,
         database: Database,
         rows: Incoming,
         tenure: Tenure,
@@ -143,7 +147,6 @@ class WriteBehind:
     ) -> None:
         self.rows = rows
         self.as_file = outgoing.as_file
-        self._opened = opened
         self._database = database
         self._tenure = tenure
         self._outgoing = outgoing
@@ -151,7 +154,6 @@ class WriteBehind:
         self._calls: list[_Call] = []
         self._named: set[str] = set()  # by whoever enqueues them, and on their way into the database
         self._work = trio.Event()
-        self._limiter = trio.CapacityLimiter(1)
 
     @property
     def problem(self) -> str | None:
@@ -183,7 +185,10 @@ class WriteBehind:
         if not self._accepts:
             return [SpoolUnavailable("the spool is closing")] * len(tasks)
         named = {task.id for task in tasks if task.id is not None}
-        taken = await self._reserve(named) if named else named
+        try:
+            taken = await self._reserve(named) if named else named
+        except SpoolUnavailable as unavailable:
+            return [unavailable] * len(tasks)
         try:
             results: list[Entry | TrispoolError] = []
             kept: list[Kept] = []
@@ -218,12 +223,15 @@ class WriteBehind:
 
         Returns:
             Those that are in use already. The caller lets go of the others.
+
+        Raises:
+            SpoolUnavailable: That cannot be found out.
         """
         taken = {name for name in names if name in self._named or name in self.rows}
         reserved = set(names) - taken
         self._named |= reserved
         try:
-            return taken | await trio.to_thread.run_sync(self._opened.present, list(reserved), limiter=self._limiter)
+            return taken | await self._tenure.with_files(list(reserved))
         except BaseException:
             self._named -= reserved
             raise

@@ -134,7 +134,9 @@ class DirectoryStore:
             OSError: What a crash has left cannot be read.
         """
         try:
-            async with open_write_behind(self._opened, database, accepts=accepts, fsync=self._fsync) as behind:
+            async with open_write_behind(
+                self._opened, database, accepts=accepts, fsync=self._fsync, recovered=self._watch.miss
+            ) as behind:
                 self._behind = behind
                 yield
         finally:

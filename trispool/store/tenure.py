@@ -23,7 +23,7 @@ from trispool.store.incoming import Kept, entry_of_row
 from trispool.writeout import Leaving
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from trispool.incomingfile import IncomingRow
     from trispool.spooldir import SpoolDirectory
@@ -59,13 +59,23 @@ class Tenure:
         database: The one in it.
         rows: What is in memory.
         fsync: Whether what is committed has to be on disk.
+        recovered: Called when there are more tasks in memory, that a crash has left.
     """
 
-    def __init__(self, opened: SpoolDirectory, database: Database, rows: Incoming, *, fsync: bool) -> None:
+    def __init__(
+        self,
+        opened: SpoolDirectory,
+        database: Database,
+        rows: Incoming,
+        *,
+        fsync: bool,
+        recovered: Callable[[], None],
+    ) -> None:
         self._opened = opened
         self._database = database
         self._rows = rows
         self._fsync = fsync
+        self._recovered = recovered
         self._lock: int | None = None
         self._generation = -1
         self._entering = trio.Lock()
@@ -161,6 +171,17 @@ class Tenure:
         else:
             self.problem = None
 
+    async def with_files(self, names: Sequence[str]) -> set[str]:
+        """Those of some tasks that have a file.
+
+        Raises:
+            SpoolUnavailable: That cannot be found out.
+        """
+        try:
+            return await trio.to_thread.run_sync(self._opened.present, names, limiter=self._limiter)
+        except OSError as error:
+            raise SpoolUnavailable(f"{self._opened.path} cannot be read: {error.strerror or error}") from error
+
     @property
     def _folder(self) -> str:
         return os.path.join(self._opened.path, ".trispool")
@@ -194,8 +215,7 @@ class Tenure:
         """Take in what is in the table, and put there what is in memory."""
         found, generation = await self._database.incoming()
         new = [row for row in found if row.task not in self._rows]
-        names = [row.task for row in new]
-        with_files = await trio.to_thread.run_sync(self._opened.present, names, limiter=self._limiter)
+        with_files = await self.with_files([row.task for row in new])
         rows = [kept.row for kept in self._rows]
         if rows:
             await self._commit_here(rows, generation)
@@ -213,6 +233,7 @@ class Tenure:
                 self._rows.put(Kept(row, entry_of_row(row, order), -math.inf))
         if len(new) > len(with_files):
             _log.warning("tasks_recovered", directory=self._opened.path, tasks=len(new) - len(with_files))
+            self._recovered()
 
 
 def rescue_rows(opened: SpoolDirectory, rows: Sequence[IncomingRow]) -> None:

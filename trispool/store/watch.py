@@ -82,6 +82,8 @@ class DirectoryWatch:
         self._limiter = limiter
         self._folders: dict[int, str] = {}
         self._inotify: inotify_simple.INotify | None = None
+        self._waiting = trio.CancelScope()
+        self._has_missed = False
 
     async def changes(self) -> AsyncGenerator[Sequence[Change] | None, None]:
         """See `trispool.store.SpoolStore.watch`."""
@@ -95,11 +97,18 @@ class DirectoryWatch:
         with inotify:
             self._folders = {}
             self._inotify = inotify
+            self._has_missed = False
             await self.renew()
             # What came before the watch was set has to be looked for.
             yield None
             while True:
-                await trio.lowlevel.wait_readable(inotify.fileno())
+                with trio.CancelScope() as self._waiting:
+                    if not self._has_missed:
+                        await trio.lowlevel.wait_readable(inotify.fileno())
+                if self._has_missed:
+                    self._has_missed = False
+                    yield None
+                    continue
                 data = os.read(inotify.fileno(), READ_BYTES)
                 seen, lost = self._digest(inotify, data)
                 if seen:
@@ -109,6 +118,11 @@ class DirectoryWatch:
                 if len(data) < READ_BYTES // 2 and not any(mask & ~_GONE for mask in seen.values()):
                     # Only our own work, it seems, each of whose tasks is two events: take more of them at once.
                     await trio.sleep(GATHER_SECONDS)
+
+    def miss(self) -> None:
+        """Something has come of which no event tells: a scan is needed."""
+        self._has_missed = True
+        self._waiting.cancel()
 
     async def renew(self) -> None:
         """Watch the directory that is there now, in place of another one. What came before has to be looked for."""
