@@ -19,7 +19,7 @@ from trispool.figures import Figures
 from trispool.packet import new_task
 from trispool.retry import RetryPolicy
 from trispool.store import Change, Claim
-from trispool.task import Entry, NewTask, Retrying, TaskState
+from trispool.task import Entry, NewTask, Retrying, Task, TaskState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
@@ -966,6 +966,41 @@ async def test_what_a_cancelled_settle_has_not_told_the_store_is_told_by_the_nex
     assert store.claimed == set()
     assert len(store.tasks) == (1 if code == "retry" else 0)
     assert len(store.aside) == (1 if code == "failed" else 0)
+
+
+async def test_what_comes_back_while_another_task_is_being_cancelled_is_released_before_it_is_claimed_again(
+    autojump_clock: MockClock,
+) -> None:
+    class Slow(MemoryStore):
+        seconds = 0.0
+
+        async def claim(self, entries: Sequence[Entry]) -> Sequence[Claim]:
+            await trio.sleep(self.seconds)
+            return await super().claim(entries)
+
+        async def remove(self, entry: Entry) -> Task | None:
+            await trio.sleep(self.seconds)
+            return await super().remove(entry)
+
+    store = Slow()
+    async with dispatching(store=store) as rig:
+        one, other = rig.worker(1), rig.worker(2)
+        cancelled, back = await rig.add(task(), task())
+        await settled()
+        running = rig.dispatcher.backlog.find(cancelled)
+        assert isinstance(running, Running)
+        rig.dispatcher.cancel(running, "ann")
+        await settled()
+        store.seconds = 2.0
+        rig.worker(3)
+        rig.worker(4)
+        third, fourth = await rig.add(task(), task())
+        await trio.sleep(1)  # the third is being claimed
+        one.report(code="failed")
+        await trio.sleep(2)  # the first is being removed
+        other.report(code="returned")
+        await trio.sleep(10)
+        assert sorted(rig.started()) == sorted([cancelled, back, third, fourth, back])
 
 
 async def test_progress_is_kept_while_a_task_runs(autojump_clock: MockClock) -> None:

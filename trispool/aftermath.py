@@ -329,13 +329,14 @@ class Aftermath:
         while self._to_set_aside:
             await self._set_aside(*self._to_set_aside[0])
             self._to_set_aside.popleft()
-        if self._to_release:
-            released = tuple(self._to_release)
-            await self._store.release(released)
-            del self._to_release[: len(released)]
         while self._to_cancel:
             await self._remove(*self._to_cancel[0])
             self._to_cancel.popleft()
+        # Last, and until there are none: what has come back meanwhile waits already, and may be claimed after this.
+        while self._to_release:
+            released = tuple(self._to_release)
+            await self._store.release(released)
+            del self._to_release[: len(released)]
 
     async def _set_aside(self, running: Running, reason: str, row: AttemptRow) -> None:
         entry = running.entry
