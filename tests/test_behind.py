@@ -630,6 +630,26 @@ async def test_what_cannot_be_written_out_at_the_end_is_found_by_the_next_start(
         assert claim.content == (task(1).payload, b"body")
 
 
+async def test_what_has_ended_is_not_run_again_though_the_last_commit_fails_at_first(
+    path: Path, never: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(behind_module, "CLOSE_RETRY_SECONDS", 0.01)
+    real, failures = LedgerFile.write, 0
+
+    def write(self: LedgerFile, *args: Any) -> int:
+        nonlocal failures
+        if failures < 3:
+            failures += 1
+            raise sqlite3.OperationalError("database or disk is full")
+        return real(self, *args)
+
+    async with opened_behind(path) as (store, _):
+        (entry,) = await add(store, task())
+        await store.finish(await store.claim([entry]))
+        monkeypatch.setattr(LedgerFile, "write", write)
+    assert rows(path) == []
+
+
 async def crash(path: Path, *tasks: NewTask) -> list[Entry]:
     """Leave rows as a service that is killed does."""
     async with open_directory_store(str(path), fsync=False) as store:

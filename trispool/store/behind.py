@@ -60,6 +60,9 @@ MAX_CALLS: Final = 4096
 CLOSE_SECONDS: Final = 10.0
 """What cannot be written out in this time at the end is found by the next start."""
 
+CLOSE_RETRY_SECONDS: Final = 1.0
+"""So long after it failed the last commit is tried again."""
+
 _log = structlog.get_logger()
 
 
@@ -110,7 +113,9 @@ async def open_write_behind(
                 nursery.cancel_scope.cancel()
         with trio.move_on_after(CLOSE_SECONDS, shield=True):
             await outgoing.write_all()
-            await tenure.commit_removals()
+            # There is no later commit, and what has ended would run again.
+            while not await tenure.commit_removals():  # noqa: ASYNC110 # a disk tells nobody
+                await trio.sleep(CLOSE_RETRY_SECONDS)
         if rows:
             _log.warning("tasks_left_in_the_database", directory=opened.path, tasks=len(rows))
     finally:

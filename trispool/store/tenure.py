@@ -154,12 +154,18 @@ class Tenure:
         except Replaced:
             raise SpoolUnavailable("the spool's database is being replaced") from None
 
-    async def commit_removals(self) -> None:
-        """Commit what the database was told to remove. If that fails it is made up for by a later commit."""
+    async def commit_removals(self) -> bool:
+        """Commit what the database was told to remove.
+
+        Returns:
+            False if that failed; it is made up for by a later commit.
+        """
         try:
             await self._database.commit((), generation=self._generation, durable=False)
         except (SpoolUnavailable, Replaced) as error:
             _log.warning("removals_not_committed", directory=self._opened.path, error=str(error))
+            return False
+        return True
 
     async def check(self) -> None:
         """See to it that what is in memory stands in the database that is there now."""
