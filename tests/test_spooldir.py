@@ -297,6 +297,21 @@ def test_fsync_covers_every_file_and_its_directory_before_add_returns(
     spool.close()
 
 
+def test_a_priority_directory_that_others_have_made_reaches_the_disk_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = SpoolDirectory(tmp_path / "spool", fsync=True)
+    (tmp_path / "spool/7").mkdir()  # as a worker does, or a uWSGI
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    for _ in range(2):
+        spool.add([new_task({"k": "v"}, priority=7)])
+    folders = [path for path in synced if "/.trispool/tmp/" not in path]
+    assert sorted(folders[:2]) == [spool.path, f"{spool.path}/7"]
+    assert folders[2:] == [f"{spool.path}/7"]
+    spool.close()
+
+
 @pytest.mark.parametrize("which", ["file", "directory"])
 def test_a_failed_fsync_is_never_acknowledged_nor_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str

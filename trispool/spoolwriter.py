@@ -66,6 +66,7 @@ class SpoolWriter:
         self._folder = folder
         self.temporary = temporary
         self.fsync = fsync
+        self._on_disk = {""}  # priority directories that are known to be
         self._published: set[str] | None = None
         self._let_go: set[str] = set()
 
@@ -75,6 +76,7 @@ class SpoolWriter:
 
     def move(self, temporary: int) -> None:
         """Make files elsewhere from now on: in a directory whose descriptor is owned from now on."""
+        self._on_disk = {""}
         os.dup2(temporary, self.temporary, inheritable=False)
         os.close(temporary)
 
@@ -193,6 +195,9 @@ class SpoolWriter:
                 # A link by that name would lead out of the spool, where nobody scans.
                 if not stat.S_ISDIR(os.stat(folder, dir_fd=self._folder, follow_symlinks=False).st_mode):
                     raise
+                # Whoever made it, a worker or a uWSGI, need not have seen to it that it reaches the disk.
+                if folder not in self._on_disk:
+                    touched.add("")
         if self._published is not None:
             if len(self._published) >= MAX_PUBLISHED:
                 self._published.clear()
@@ -216,6 +221,7 @@ class SpoolWriter:
         """
         for folder in touched:
             self._fsync_folder(folder)
+        self._on_disk |= set(touched)
 
     def _fsync_folder(self, folder: str) -> None:
         if not folder:
