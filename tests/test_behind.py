@@ -521,6 +521,24 @@ async def test_a_claim_waits_for_what_is_on_its_way_into_a_file(
             held.remove()
 
 
+async def test_while_the_disk_hangs_others_can_be_claimed_and_what_was_leaving_is_looked_for_after_that(
+    path: Path, soon: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(behind_module, "LEAVING_SECONDS", 0.01)
+    async with opened_behind(path) as (store, _), aclosing(store.watch()) as watch:
+        assert await anext(watch) is None
+        gate = Gate(monkeypatch, "publish")
+        (leaving,) = await add(store, task(1))
+        await gate.entered.wait()
+        (other,) = await add(store, task(2))
+        assert [claim.ref for claim in await store.claim([leaving, other])] == [other.ref]
+        gate.open()
+        assert await anext(watch) is None
+        assert leaving.ref in await seen(store)
+        (claim,) = await store.claim([leaving])
+        assert claim.content is None
+
+
 async def test_a_watch_tells_nothing_of_files_that_are_written_out(path: Path, never: None) -> None:
     told: list[Any] = []
     async with opened_behind(path) as (store, _), trio.open_nursery() as nursery:

@@ -60,6 +60,9 @@ MAX_CALLS: Final = 4096
 CLOSE_SECONDS: Final = 10.0
 """What cannot be written out in this time at the end is found by the next start."""
 
+LEAVING_SECONDS: Final = 2.0
+"""For so long a claim waits for tasks that are on their way into files. If the disk hangs, others can still run."""
+
 CLOSE_RETRY_SECONDS: Final = 1.0
 """So long after it failed the last commit is tried again."""
 
@@ -77,7 +80,8 @@ async def open_write_behind(
         database: The one in it, open until this has ended.
         accepts: Whether to keep new tasks here, or only to write out what a crash has left.
         fsync: Whether what is kept has to be on disk, here or as a file.
-        recovered: Called when there are tasks of a service that has ended, which nobody has been told of.
+        recovered: Called when there are tasks that have to be looked for: those that a service which has ended has
+            left, and those that could not be claimed because they took too long to leave.
 
     Raises:
         OSError: What a crash has left cannot be read.
@@ -89,7 +93,7 @@ async def open_write_behind(
         recovered()
 
     tenure = Tenure(opened, database, rows, fsync=fsync, recovered=they_wait)
-    outgoing = Outgoing(opened, database, rows, tenure)
+    outgoing = Outgoing(opened, database, rows, tenure, recovered)
     behind = WriteBehind(database, rows, tenure, outgoing, accepts=accepts)
     try:
         await tenure.open()
@@ -307,18 +311,26 @@ class WriteBehind:
     # Running them
 
     async def claim(self, entries: Sequence[Entry]) -> list[Claim]:
-        """Claims for these tasks, whether they are here or have files."""
+        """Claims for these tasks, whether they are here or have files; not for those that take too long to leave."""
         claims: list[Claim] = []
+        with trio.move_on_after(LEAVING_SECONDS):
+            for entry in entries:
+                while self._is_leaving(entry):
+                    await self._outgoing.left.park()
         for entry in entries:
+            if self._is_leaving(entry):
+                self._outgoing.were_wanted = True
+                continue
             kept = self.rows.at(entry.ref)
-            while kept is not None and kept.state is State.LEAVING:
-                await self._outgoing.left.park()
-                kept = self.rows.at(entry.ref)
             content = self.rows.claim(kept) if kept is not None and kept.state is State.WAITING else None
             claims.append(Claim(entry.id, entry.ref, content))
         if self._calls:
             self._outgoing.left.unpark_all()  # there may be room now
         return claims
+
+    def _is_leaving(self, entry: Entry) -> bool:
+        kept = self.rows.at(entry.ref)
+        return kept is not None and kept.state is State.LEAVING
 
     def finish(self, done: Sequence[Claim]) -> None:
         """These ran well."""

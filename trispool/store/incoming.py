@@ -7,7 +7,8 @@ A task is kept here from the commit that keeps it until it is finished or has a 
        │  └────release─────┘
        └──failed── LEAVING ──published──► (gone: it is a file now)
 
-A task that is LEAVING is not claimed; whoever wants it waits until it has left. That takes two trips to the disk.
+A task that is LEAVING is not claimed; whoever wants it waits until it has left, or looks for it later. To leave takes
+two trips to the disk.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from trispool.store.incoming import State
 from trispool.writeout import Leaving
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from trispool.spooldir import SpoolDirectory
     from trispool.store.incoming import Incoming, Kept
@@ -45,14 +45,25 @@ class Outgoing:
         database: Where the tasks stand until they have files.
         rows: The tasks.
         tenure: Who commits.
+        recovered: Called when those have left that somebody did not wait for.
 
     Attributes:
         problem: Why tasks cannot be written out, or None.
         left: Where to wait for a task that is leaving, or for room.
+        were_wanted: Whether somebody has not waited for a task that is leaving.
     """
 
-    def __init__(self, opened: SpoolDirectory, database: Database, rows: Incoming, tenure: Tenure) -> None:
+    def __init__(
+        self,
+        opened: SpoolDirectory,
+        database: Database,
+        rows: Incoming,
+        tenure: Tenure,
+        recovered: Callable[[], None],
+    ) -> None:
         self.problem: str | None = None
+        self.were_wanted = False
+        self._recovered = recovered
         self.left = trio.lowlevel.ParkingLot()
         self._opened = opened
         self._database = database
@@ -136,6 +147,9 @@ class Outgoing:
             with trio.move_on_after(STEP_SECONDS, shield=True):
                 await self._write_now([kept for kept in batch if self._rows.at(kept.entry.ref) is kept])
         self.left.unpark_all()
+        if self.were_wanted:
+            self.were_wanted = False
+            self._recovered()
 
     async def _write_now(self, batch: Sequence[Kept]) -> None:
         try:
