@@ -354,3 +354,11 @@ async def test_what_is_no_json_is_a_fault_of_the_caller_alone(tmp_path: Path) ->
             await state.audit.note(ALICE, "scan", "1", before=object())
         await state.audit.note(ALICE, "scan", "2")
         assert await targets(state) == ["2"]
+
+
+async def test_nothing_is_said_of_pruning_when_the_state_is_closed_in_the_middle_of_it(tmp_path: Path) -> None:
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(30):
+            async with open_state(tmp_path):
+                pass  # it begins to prune at once
+    assert logs == []

@@ -83,6 +83,7 @@ class State:
                 while await self._writer.write(some):
                     pass
         except OSError as error:
+            await trio.lowlevel.checkpoint_if_cancelled()  # with the writer: it has only been quicker
             _log.error("state_not_pruned", error=str(error))
 
 
