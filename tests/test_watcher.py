@@ -15,7 +15,11 @@ from trispool.task import Entry
 from trispool.workforce import Unwatched
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
+
+    from trispool.errors import TrispoolError
+    from trispool.task import NewTask
 
 CONTENT = spoolfile.encode(encode_vars({"n": "1"}), b"")
 
@@ -113,3 +117,19 @@ async def test_nobody_has_to_watch(tmp_path: Path) -> None:
         while [*rig.store.tasks] != []:
             await rig.scan()
         assert [start.id for start in rig.starts] == [entry.id, other.id]
+
+
+async def test_a_task_that_a_scan_comes_across_before_it_is_acknowledged_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with acting("memory", tmp_path, paused=True) as rig:
+        add = rig.store.add
+
+        async def add_and_scan(tasks: Sequence[NewTask]) -> Sequence[Entry | TrispoolError]:
+            results = await add(tasks)
+            rig.dispatcher.scan_saw([result for result in results if isinstance(result, Entry)])
+            return results
+
+        monkeypatch.setattr(rig.store, "add", add_and_scan)
+        entry = await rig.add()
+        assert rig.told == [("enqueued", entry.id)]

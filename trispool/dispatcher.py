@@ -134,14 +134,19 @@ class Dispatcher:
             results = await self._store.add(tasks)
             now = self._clock()
             entries = [result for result in results if isinstance(result, Entry)]
+            new = [entry for entry in entries if not self._was_told(entry)]
             for number, entry in enumerate(entries, 1):
                 self.backlog.added(entry, now)
                 if not number % LOOK_AT_ONCE:
                     await trio.lowlevel.checkpoint()
-            self._watcher.enqueued(entries)
+            self._watcher.enqueued(new)
             self._wake.set()
             return results
         return [SpoolUnavailable("the disk does not answer")] * len(tasks)
+
+    def _was_told(self, entry: Entry) -> bool:
+        """Whether a scan has come across a task before we were told that it is kept, and so has the watcher."""
+        return self._scanned and (entry.ref in self.backlog.schedule or entry.ref in self.backlog.running)
 
     # What an operator has done, in the store, to a task that waits or lies there; `by` is who that was
 

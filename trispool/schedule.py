@@ -98,6 +98,9 @@ class Schedule:
     def __len__(self) -> int:
         return len(self._keys)
 
+    def __contains__(self, ref: str) -> bool:
+        return ref in self._keys
+
     @property
     def ready(self) -> int:
         """How many tasks are due, as of the last look."""
