@@ -53,6 +53,7 @@ LAYERS: dict[str, list[list[str]]] = {
             "privatefiles",
             "tokenfile",
             "staterows",
+            "sqlitefile",
             "statefile",
             "spoolwriter",
             "spoolscan",

@@ -13,7 +13,7 @@ import trio
 import trio.testing
 
 from trispool import ledger as ledger_module
-from trispool import ledgerfile, spoolfile
+from trispool import ledgerfile, spoolfile, sqlitefile
 from trispool.control import Attempt
 from trispool.errors import SpoolUnavailable
 from trispool.ledger import Ledger
@@ -262,7 +262,7 @@ async def test_a_disk_error_keeps_rows_and_tries_again(path: Path, monkeypatch: 
 async def test_a_file_that_another_process_locks_is_written_when_it_lets_go(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledgerfile, "_LOCKED_SECONDS", 0.01)
+    monkeypatch.setattr(sqlitefile, "LOCKED_SECONDS", 0.01)
     monkeypatch.setattr(ledger_module, "RETRY_SECONDS", 0.001)
     async with running(path) as ledger:
         with closing(sqlite3.connect(path, isolation_level=None)) as other:

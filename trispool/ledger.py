@@ -30,8 +30,9 @@ from trispool import spoolfile
 from trispool.errors import SpoolUnavailable
 from trispool.histogram import Histogram
 from trispool.incomingfile import IncomingChange
-from trispool.ledgerfile import Damaged, LedgerFile, Replaced
+from trispool.ledgerfile import LedgerFile, Replaced
 from trispool.ledgersearch import HISTORY, history, last_runs, search
+from trispool.sqlitefile import Damaged
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -2,11 +2,9 @@
 
 Rules it keeps:
 
-1. A damaged file is set aside under another name and a new one begun. One that somebody has deleted, or with its
-   directory replaced, is written no more: nobody would see it.
+1. A damaged file is set aside under another name and a new one begun; see `trispool.sqlitefile`.
 2. A row that SQLite will not take is left out and counted, and costs no other row.
-3. One connection writes, one reads, so that a long search holds up no writing. Each is used by one thread at a time.
-4. After an error other than those the connections are opened afresh: what they know of the file may be wrong. If the
+3. After an error other than those the connections are opened afresh: what they know of the file may be wrong. If the
    disk failed, the write-ahead log is emptied before anything is appended: nothing is read behind a hole in it.
 
 WAL mode with `synchronous=NORMAL`: a power cut may lose the newest transactions, never the file. From the first
@@ -18,13 +16,12 @@ came later would be acknowledged, and stand behind a hole.
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
-import time
 from itertools import chain
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from trispool import incomingfile, ledgerschema
+from trispool.sqlitefile import NO_FILE, Damaged, SqliteFile, error_code, file_at, judged
 from trispool.task import AttemptRow, Retrying
 
 if TYPE_CHECKING:
@@ -32,7 +29,7 @@ if TYPE_CHECKING:
 
     from trispool.incomingfile import IncomingChange, IncomingRow
 
-__all__ = ["Damaged", "LedgerFile", "Replaced"]
+__all__ = ["LedgerFile", "Replaced"]
 
 PRUNE_ROWS: Final = 5_000
 """Rows deleted in one transaction, some 20 ms: the next batch of new rows waits no longer."""
@@ -40,9 +37,6 @@ PRUNE_ROWS: Final = 5_000
 _ROWS_AT_ONCE: Final = 64
 """Rows in one statement. Python's lock is let go of and taken again once a statement: with a row each that took 1.5
 times as long, and a busy event loop gives the lock back only once a switch interval."""
-
-_LOCKED_SECONDS: Final = 5.0
-"""How long to wait for another process that writes to the file."""
 
 _COLUMNS: Final = ", ".join(AttemptRow._fields)
 _ROW: Final = f"({', '.join('?' * len(AttemptRow._fields))})"
@@ -58,20 +52,14 @@ _UNFIT: Final = (
 )
 """What SQLite, or its module, says of a value that it will not store; `OverflowError` apart."""
 
-_NO_FILE: Final = (0, 0)
-
 T = TypeVar("T")
-
-
-class Damaged(Exception):
-    """What is in the file is not what SQLite wrote."""
 
 
 class Replaced(Exception):
     """There is another file by that name now, or none."""
 
 
-class LedgerFile:
+class LedgerFile(SqliteFile):
     """See the module.
 
     Args:
@@ -82,12 +70,8 @@ class LedgerFile:
     """
 
     def __init__(self, path: str) -> None:
+        super().__init__(path)
         self.generation = 0
-        self._path = path
-        self._writing: sqlite3.Connection | None = None
-        self._reading: sqlite3.Connection | None = None
-        self._which = _NO_FILE  # is open for writing
-        self._which_read = _NO_FILE
         self._is_durable = False  # was asked for
         self._is_full = False  # as of `PRAGMA synchronous`
         self._is_holed = False
@@ -118,11 +102,11 @@ class LedgerFile:
                 return remembered, aside
             except Damaged:
                 if rescue is not None:
-                    rescue(incomingfile.salvage(self._path))
+                    rescue(incomingfile.salvage(self.path))
                 aside = self.set_aside()
                 return self._open(), aside
         except sqlite3.Error as error:
-            raise OSError(f"{self._path}: {error}") from error
+            raise OSError(f"{self.path}: {error}") from error
 
     def write(
         self,
@@ -200,26 +184,10 @@ class LedgerFile:
         self._connected()
 
     def set_aside(self) -> str | None:
-        """Put the file, and what belongs to it, out of the way.
-
-        Returns:
-            Its new name, or None if there was no file.
-        """
-        self._close_writing()
+        """See `SqliteFile.set_aside`."""
         self.generation += 1
         self._is_holed = False
-        aside = f"{self._path}.damaged-{time.time_ns()}"
-        moved = None
-        for ending in ("", "-wal", "-shm"):
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(self._path + ending, aside + ending)
-                moved = aside
-        return moved
-
-    def close(self) -> None:
-        """Close the file. No other thread may be at work on it."""
-        self._close_writing()
-        self._close_reading()
+        return super().set_aside()
 
     # For the thread that reads
 
@@ -232,22 +200,18 @@ class LedgerFile:
             sqlite3.Error: They cannot be read now.
         """
         which = self._which
-        if which == _NO_FILE or which != _file_at(self._path):
+        if which == NO_FILE or which != file_at(self.path):
             raise Replaced
-        if self._reading is None or self._which_read != which:
-            self._close_reading()
-            self._which_read = which
-            self._reading = self._connect()
         try:
-            return question(self._reading)
+            return question(self._connect_reading(which))
         except sqlite3.Error as error:
             self._close_reading()
-            raise _judged(error) from error
+            raise judged(error) from error
 
     # Inside
 
     def _connected(self) -> sqlite3.Connection:
-        is_the_same = _file_at(self._path) == self._which
+        is_the_same = file_at(self.path) == self._which
         if self._writing is not None and is_the_same:
             return self._writing
         self._close_writing()
@@ -262,27 +226,23 @@ class LedgerFile:
         connection = self._connect()
         try:
             if not ledgerschema.prepare(connection):
-                raise OSError(f"{self._path} was written by a later version of trispool")
+                raise OSError(f"{self.path} was written by a later version of trispool")
             rows = connection.execute("SELECT * FROM retrying").fetchall()
             if self._is_holed:
                 (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
                 if busy:
-                    raise OSError(f"{self._path}: its log cannot be emptied after an error of the disk: it is in use")
+                    raise OSError(f"{self.path}: its log cannot be emptied after an error of the disk: it is in use")
                 self._is_holed = False
         except sqlite3.Error as error:
             connection.close()
-            raise _judged(error) from error
+            raise judged(error) from error
         except BaseException:
             connection.close()
             raise
         self._writing = connection
         self._is_full = False
-        self._which = _file_at(self._path)
+        self._which = file_at(self.path)
         return {row[0]: Retrying(row[0], row[1], row[2], bool(row[3]), row[4], row[5]) for row in rows}
-
-    def _connect(self) -> sqlite3.Connection:
-        # Autocommit, so that transactions are ours; used from changing threads, one at a time.
-        return sqlite3.connect(self._path, timeout=_LOCKED_SECONDS, isolation_level=None, check_same_thread=False)
 
     def _transaction(
         self,
@@ -322,37 +282,7 @@ class LedgerFile:
         return unfit
 
     def _failed(self, error: sqlite3.Error) -> Exception:
-        """Close what an error came from; see `_judged`."""
+        """Close what an error came from; see `judged`."""
         self._close_writing()
-        self._is_holed |= _code(error) == sqlite3.SQLITE_IOERR
-        return _judged(error)
-
-    def _close_writing(self) -> None:
-        if self._writing is not None:
-            with contextlib.suppress(sqlite3.Error):
-                self._writing.close()
-            self._writing = None
-
-    def _close_reading(self) -> None:
-        if self._reading is not None:
-            with contextlib.suppress(sqlite3.Error):
-                self._reading.close()
-            self._reading = None
-
-
-def _file_at(path: str) -> tuple[int, int]:
-    """Device and inode, which tell one file from another."""
-    try:
-        status = os.stat(path)
-    except FileNotFoundError:
-        return _NO_FILE
-    return status.st_dev, status.st_ino
-
-
-def _judged(error: sqlite3.Error) -> Exception:
-    """The error, or that the file is damaged if it says so."""
-    return Damaged(str(error)) if _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) else error
-
-
-def _code(error: sqlite3.Error) -> int:
-    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF  # errors of the Python module have none
+        self._is_holed |= error_code(error) == sqlite3.SQLITE_IOERR
+        return judged(error)
