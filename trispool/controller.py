@@ -190,9 +190,9 @@ class Controller:
         before = after = None
         outcome = "ok"
         try:
-            spool, found = await self.find(task_id)
+            _, found = await self.find(task_id)
             before = _brief(found.summary, action)
-            summary = await self.act_in(spool, task_id, action, actor, at)
+            summary = await self.act_unnoted(task_id, action, actor, at)
             after = _brief(summary, action)
         except TrispoolError as error:
             outcome = str(error)
@@ -201,14 +201,12 @@ class Controller:
             await self.note(actor, f"task.{action}", task_id, before=before, after=after, outcome=outcome)
         return summary
 
-    async def act_in(
-        self, spool: ManagedSpool, task_id: str, action: Action, actor: Actor, at: float | None
-    ) -> TaskSummary:
-        """`act` on a task of that spool, without a word to the audit log."""
-        summary = await spool.act(task_id, action, actor.name, at)
-        if summary is None:
-            raise TaskNotFound(f"there is no task {task_id!r}")
-        return summary
+    async def act_unnoted(self, task_id: str, action: Action, actor: Actor, at: float | None) -> TaskSummary:
+        """`act` without a word to the audit log."""
+        for spool in self._spools.values():
+            if (summary := await spool.act(task_id, action, actor.name, at)) is not None:
+                return summary
+        raise TaskNotFound(f"there is no task {task_id!r}")
 
     def select(self, wanted: TaskFilter, states: Collection[TaskState]) -> AsyncGenerator[Sequence[TaskSummary], None]:
         """See `trispool.bulk.BulkTasks`."""
@@ -328,8 +326,7 @@ class _BulkTasks:
         return found.summary
 
     async def act(self, task_id: str, action: Action, actor: Actor, *, at: float | None) -> TaskSummary:
-        spool, _ = await self._controller.find(task_id)
-        return await self._controller.act_in(spool, task_id, action, actor, at)
+        return await self._controller.act_unnoted(task_id, action, actor, at)
 
 
 def _settings(status: SpoolStatus, keys: Mapping[str, object]) -> dict[str, object]:
