@@ -73,7 +73,7 @@ class SlowSpool:
         self.found = trio.Event()
         self.asked = trio.Event()
 
-    async def find_task(self, task_id: str) -> None:
+    async def act(self, task_id: str, action: Action, by: str, at: float | None = None) -> None:
         self.asked.set()
         await self.found.wait()
 
