@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from trispool.control import TaskSummary
     from trispool.dispatcher import Dispatcher
+    from trispool.ledgersearch import History
     from trispool.schedule import Waiting
     from trispool.unfinished import Listable
 
@@ -103,10 +104,12 @@ class Found(NamedTuple):
     Attributes:
         summary: What is known of it without asking the history, if it is not in the history only.
         item: It, where it is; None: in the history only.
+        history: What the history has of it, if that was asked.
     """
 
     summary: TaskSummary
     item: Waiting | Running | Aside | None
+    history: History | None = None
 
     @property
     def entry(self) -> Entry | None:
@@ -151,7 +154,7 @@ class Actions:
         if item is not None:
             return self._found(item)
         known = await self._spool.ledger.history(task_id)
-        return None if known is None else Found(replace(known.last, spool=self._spool.name), None)
+        return None if known is None else Found(replace(known.last, spool=self._spool.name), None, known)
 
     async def act(self, task_id: str, action: Action, by: str, at: float | None = None) -> TaskSummary | None:
         """Do something to a task; see `trispool.control.Control.act`.

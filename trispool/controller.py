@@ -111,11 +111,11 @@ class Controller:
 
     def spool(self, name: str) -> SpoolStatus:
         """See `Control.spool`."""
-        return self._named(name).status()
+        return self._router.named(name).status()
 
     async def change_spool(self, name: str, change: SpoolChange, actor: Actor) -> SpoolStatus:
         """See `Control.change_spool`."""
-        spool = self._named(name)
+        spool = self._router.named(name)
         wanted = {key: value for key, value in asdict(change).items() if value is not None}
         before = _settings(spool.status(), wanted)
         try:
@@ -131,7 +131,7 @@ class Controller:
 
     async def scan(self, name: str, actor: Actor) -> SpoolStatus:
         """See `Control.scan`."""
-        spool = self._named(name)
+        spool = self._router.named(name)
         outcome = "ok"
         try:
             await spool.scan_now()
@@ -161,7 +161,7 @@ class Controller:
     async def task(self, task_id: str) -> TaskDetail:
         """See `Control.task`."""
         spool, found = await self.find(task_id)
-        history = await spool.ledger.history(task_id)
+        history = found.history or await spool.ledger.history(task_id)
         summary = found.summary
         if found.item is not None:
             summary = summary_of(spool, found.item, history.last if history else None)
@@ -304,12 +304,6 @@ class Controller:
     def readiness(self) -> Health:
         """See `Control.readiness`."""
         return readiness(self.spools(), stopping=self.is_stopping)
-
-    def _named(self, name: str) -> ManagedSpool:
-        try:
-            return self._spools[name]
-        except KeyError:
-            raise TaskRefused(f"there is no spool {name!r}", status=404) from None
 
 
 class _BulkTasks:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import trio
 
@@ -32,7 +32,10 @@ class Receiver(Protocol):
     async def known(self, ids: Sequence[str]) -> Collection[str]: ...
 
 
-class Router:
+AnyReceiver = TypeVar("AnyReceiver", bound=Receiver)
+
+
+class Router(Generic[AnyReceiver]):
     """See the module and `trispool.control.Control`.
 
     Args:
@@ -40,7 +43,7 @@ class Router:
         once: Remembers idempotency keys.
     """
 
-    def __init__(self, spools: Sequence[Receiver], once: Once) -> None:
+    def __init__(self, spools: Sequence[AnyReceiver], once: Once) -> None:
         self._spools = {spool.name: spool for spool in spools}
         self._by_directory = {spool.store.directory: spool for spool in spools if spool.store.directory}
         self._first = spools[0]
@@ -88,7 +91,7 @@ class Router:
             exists=lambda name, ids: self.named(name).known(ids),
         )
 
-    def named(self, name: str) -> Receiver:
+    def named(self, name: str) -> AnyReceiver:
         """The spool of that name.
 
         Raises:
@@ -99,7 +102,7 @@ class Router:
         except KeyError:
             raise TaskRefused(f"there is no spool {name!r}", status=404) from None
 
-    def _route(self, asked: str | None, default: str | None) -> Receiver:
+    def _route(self, asked: str | None, default: str | None) -> AnyReceiver:
         if asked is None:
             return self._first if default is None else self.named(default)
         if asked in self._spools:
