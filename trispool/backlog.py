@@ -153,10 +153,13 @@ class Backlog:
 
     # What is seen of the spool
 
-    def added(self, entry: Entry, now: float) -> None:
-        """The service itself has just put this task there, whole."""
-        if entry.ref not in self._running:
-            self._put(entry, entry.at, now)
+    def added(self, entry: Entry, now: float) -> bool:
+        """The service itself has just put this task there, whole. Returns whether it was not known."""
+        if entry.ref in self._running:
+            return False
+        is_new = entry.ref not in self._schedule
+        self._put(entry, self._due_at(entry), now)
+        return is_new
 
     def saw(self, entry: Entry, now: float, *, told: bool = False) -> bool:
         """This task is there.
@@ -346,11 +349,6 @@ class Backlog:
         return running.entry if running.moved_at is None else running.entry._replace(at=running.moved_at)
 
     # What an operator does
-
-    def restored(self, entry: Entry, now: float) -> None:
-        """This task waits again that was held, or was set aside."""
-        if entry.ref not in self._running:
-            self._put(entry, self._due_at(entry), now)
 
     def move(self, entry: Entry, due_at: float, now: float) -> Retrying | None:
         """A waiting task, as it is now, is due at `due_at`, whatever it had to wait for.

@@ -134,19 +134,17 @@ class Dispatcher:
             results = await self._store.add(tasks)
             now = self._clock()
             entries = [result for result in results if isinstance(result, Entry)]
-            new = [entry for entry in entries if not self._was_told(entry)]
+            new = []
             for number, entry in enumerate(entries, 1):
-                self.backlog.added(entry, now)
+                # A scan that has come across it before us has told the watcher, unless it was the first one.
+                if self.backlog.added(entry, now) or not self._scanned:
+                    new.append(entry)
                 if not number % LOOK_AT_ONCE:
                     await trio.lowlevel.checkpoint()
             self._watcher.enqueued(new)
             self._wake.set()
             return results
         return [SpoolUnavailable("the disk does not answer")] * len(tasks)
-
-    def _was_told(self, entry: Entry) -> bool:
-        """Whether a scan has come across a task before we were told that it is kept, and so has the watcher."""
-        return self._scanned and (entry.ref in self.backlog.schedule or entry.ref in self.backlog.running)
 
     # What an operator has done, in the store, to a task that waits or lies there; `by` is who that was
 
@@ -180,7 +178,7 @@ class Dispatcher:
         attempts = self.backlog.attempts(entry.id)
         if outcome == "retried":
             self._forget_attempts(entry)
-        self.backlog.restored(entry, now)
+        self.backlog.added(entry, now)
         if outcome in ("hurried", "rescheduled"):
             self._move(entry, entry.at, now)
         self._note(entry, attempts, outcome, self._state_of(entry, now), by)
