@@ -913,3 +913,16 @@ async def test_very_many_are_acted_on_in_a_second_or_two_and_the_backlog_stays_r
             await rig.act(entry.id, (RELEASE, RUN, CANCEL)[number % 3])
         assert (rig.store.held_count, rig.backlog.ready) == (0, 200)
         await rig.check()
+
+
+@pytest.mark.parametrize("way", ["dead", "running"])
+async def test_a_scan_under_way_does_not_bring_back_what_has_left(way: str, tmp_path: Path) -> None:
+    async with acting("memory", tmp_path, policy=TWICE) as rig:
+        rig.dispatcher.scan_begins()
+        entry = await bring(rig, way)
+        if way == "running":
+            worker: Any = rig.dispatcher._workers[0]
+            rig.on_cancel = lambda task_id: not worker.die("killed: an operator cancelled its task")
+            await rig.act(entry.id, CANCEL)
+        rig.dispatcher.scan_saw([entry])  # it looked before
+        assert rig.backlog.find(entry.id) is None

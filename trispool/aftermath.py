@@ -347,6 +347,7 @@ class Aftermath:
         self._backlog.ended(entry.ref)
         self._cannot_cancel(running)  # if that came meanwhile: whoever wants it looks where the task is now
         if kept:
+            self._backlog.taken_out(entry.ref)
             self._log.error("task_set_aside", task=entry.id, reason=reason)
             self.counts["dead"] += 1
             row = row._replace(state="dead", error=row.error or reason)
@@ -381,7 +382,7 @@ class Aftermath:
             self._log.error("task_not_cancelled", task=entry.id, reason=str(cancelling.problem or "its file is in use"))
             self._put_back(running, self._clock(), at=self._clock() + self._backlog.frequency, locked=True)
         else:
-            self._backlog.gone(entry.ref)
+            self._backlog.taken_out(entry.ref)
             if self._backlog.finished(entry.id):
                 self._history.forget(entry.id)
             self.counts[row.outcome] += 1
