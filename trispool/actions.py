@@ -47,6 +47,10 @@ __all__ = ["PERMITTED", "Actions", "Canceller", "Found", "permits", "possible"]
 TRIES: Final = 3
 """How often a task is looked for anew that was no longer what it had been found to be."""
 
+AGAIN_SECONDS: Final = 0.02
+"""Before that. The lock on its file may be one that we had: a worker that is being started holds what was locked then
+until it has its own program."""
+
 CANCEL_SECONDS: Final = 10.0
 """How long to wait until a running task has ended: a handler is given five to clean up, then its worker is killed."""
 
@@ -177,13 +181,15 @@ class Actions:
                     return None
                 if not self._is_wanted(found, action, at):
                     return found.summary
-                if not isinstance(found.item, Running):
-                    done = await self._do(found, action, by, at)
-                    if done is not None:
-                        return done
-                    continue
-                cancelling = self._dispatcher.cancel(found.item, by)
-                self._canceller.cancel(task_id)
+                cancelling = None
+                if isinstance(found.item, Running):
+                    cancelling = self._dispatcher.cancel(found.item, by)
+                    self._canceller.cancel(task_id)
+                elif (done := await self._do(found, action, by, at)) is not None:
+                    return done
+            if cancelling is None:
+                await trio.sleep(AGAIN_SECONDS)
+                continue
             with trio.move_on_after(CANCEL_SECONDS) as waiting:
                 await cancelling.settled.wait()
             if waiting.cancelled_caught:
