@@ -2,10 +2,12 @@
 # make test    all tests, with a real nginx and a real uWSGI (installs nginx, gcc and headers where missing)
 # make check   style, types and layers
 # make bench   trispool against uWSGI on this machine
+# make faults  kills, errors, torn files, floods: hours of them; the tables of docs/reliability.md
 # make clean   what these have made
 #
 # make PYTHON=/usr/bin/python3.12 …   another Python        make run CONFIG=my.toml   another configuration
 # make test ARGS="-k listener -x"     arguments of pytest    make bench ARGS=--help    arguments of the benchmarks
+# make faults ARGS="kills --scale 0.1"
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -16,7 +18,7 @@ BIN     := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES := pyproject.toml constraints.txt
 
-.PHONY: run test check bench coverage format clean
+.PHONY: run test check bench faults coverage format clean
 
 run: $(VENV)/.run
 	@exec $(BIN)/trispool run $(CONFIG)
@@ -32,6 +34,9 @@ check: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks $(ARGS)
+
+faults: $(VENV)/.test
+	$(BIN)/python -m tests.faults $(ARGS)
 
 coverage: $(VENV)/.test
 	$(BIN)/coverage run -m pytest $(ARGS)
