@@ -295,6 +295,23 @@ async def test_where_there_is_no_room_and_none_can_be_made_tasks_are_refused(
         await until(lambda: len(files(path)) == 4)
 
 
+async def test_what_could_not_be_written_out_is_no_problem_any_more_when_it_has_run(
+    path: Path, soon: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outgoing_module, "RETRY_SECONDS", 0.01)
+
+    def fail(writer: Any, tasks: Sequence[writeout.Leaving]) -> None:
+        for item in tasks:
+            item.error = OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writeout, "prepare", fail)
+    async with opened_behind(path) as (store, _):
+        entries = await add(store, task(), task())
+        await until(lambda: store.problem is not None)
+        await store.finish(await store.claim(entries))
+        await until(lambda: store.problem is None)
+
+
 async def test_a_commit_that_fails_is_not_acknowledged_and_the_next_one_may_succeed(
     path: Path, never: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

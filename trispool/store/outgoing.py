@@ -92,6 +92,7 @@ class Outgoing:
                 await self._pressed.wait()
             if not self._rows:
                 self._some = trio.Event()
+                self.problem = None  # what could not be written out has run
                 continue
             await self._tenure.check()
             pressed, self._pressed = self._pressed.is_set(), trio.Event()
