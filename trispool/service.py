@@ -18,7 +18,7 @@ import signal
 import sys
 from dataclasses import dataclass
 from ipaddress import ip_network
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import structlog
 import trio
@@ -55,6 +55,8 @@ SWITCH_SECONDS: Final = 0.0005
 """The interpreter's default of 5 ms lets a thread that scans or writes history keep the loop from running so long."""
 
 _log = structlog.get_logger()
+
+E = TypeVar("E", bound=BaseException)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +133,14 @@ async def _open_spools(config: Config, stack: contextlib.AsyncExitStack) -> list
     for settings in config.spools:
         try:
             spools.append(await stack.enter_async_context(open_spool(settings, directories)))
-        except OSError as error:
-            raise ConfigError([f"spool {settings.name!r}: directory = {settings.directory!r}: {error}"]) from error
+        except (OSError, BaseExceptionGroup) as error:
+            # What its history says comes through a nursery of its store.
+            group = error if isinstance(error, BaseExceptionGroup) else BaseExceptionGroup("", [error])
+            known, others = group.split(OSError)
+            if known is None or others is not None:
+                raise
+            where = f"spool {settings.name!r}: directory = {settings.directory!r}"
+            raise ConfigError([f"{where}: {leaf}" for leaf in _leaves(known)]) from error
     return spools
 
 
@@ -228,8 +236,8 @@ def _raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _leaves(group: BaseExceptionGroup[ConfigError]) -> list[ConfigError]:
-    leaves: list[ConfigError] = []
+def _leaves(group: BaseExceptionGroup[E]) -> list[E]:
+    leaves: list[E] = []
     for error in group.exceptions:
         leaves += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
     return leaves

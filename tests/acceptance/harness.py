@@ -110,6 +110,13 @@ class Service:
 
     def start(self, limits: Callable[[], None] | None = None) -> Service:
         """Start it, and return when it answers and its workers are ready."""
+        self.launch(limits)
+        self.telling.next(event="loaded")
+        self.wait_until(lambda: self.status() and self._listens(), "answering")
+        return self
+
+    def launch(self, limits: Callable[[], None] | None = None) -> None:
+        """Start it, and wait for nothing."""
         environment = {**os.environ, "TELLING": str(self.telling.path)}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -121,9 +128,6 @@ class Service:
                 stderr=log,
                 preexec_fn=limits,
             )
-        self.telling.next(event="loaded")
-        self.wait_until(lambda: self.status() and self._listens(), "answering")
-        return self
 
     def _listens(self) -> bool:
         # The file of a service that was killed is there, too.

@@ -310,6 +310,17 @@ def test_what_a_handler_prints_is_logged_with_the_tasks_id(service: Service, tel
 # Stopping
 
 
+def test_a_history_that_cannot_be_opened_is_told_in_a_line(make: Callable[..., Service]) -> None:
+    service = make()
+    (service.spool / ".trispool/spool.db").mkdir(parents=True)
+    service.launch()
+    assert service.process is not None
+    assert service.process.wait(LONG) == 2
+    (line,) = service.log.read_text().splitlines()
+    assert line.startswith("error: spool 'default': directory = ")
+    assert "unable to open database file" in line
+
+
 def test_sigterm_lets_a_running_task_finish(service: Service, telling: Telling) -> None:
     gate = service.folder / "gate"
     service.send({"do": "wait", "n": str(gate)})
