@@ -297,6 +297,50 @@ def test_fsync_covers_every_file_and_its_directory_before_add_returns(
     spool.close()
 
 
+def test_a_new_directory_and_those_above_it_reach_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    path = tmp_path / "a/b/spool"
+    SpoolDirectory(path, fsync=True).close()
+    assert synced == [str(tmp_path / "a/b"), str(tmp_path / "a"), str(tmp_path)]
+    # Whoever made it before need not have seen to it.
+    synced.clear()
+    SpoolDirectory(path, fsync=True).close()
+    assert synced == [str(tmp_path / "a/b")]
+    synced.clear()
+    SpoolDirectory(tmp_path / "c/spool").close()
+    assert synced == []
+
+
+def test_what_is_moved_has_reached_its_place_when_it_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "spool"
+    spool = SpoolDirectory(path, fsync=True)
+    held, dead = put(spool, new_task({"k": "v", "priority": "7"})), put(spool)
+    done: list[str] = []
+    unlink = os.unlink
+
+    def fsync(fd: int) -> None:
+        done.append(os.path.relpath(os.readlink(f"/proc/self/fd/{fd}"), path))
+
+    def unlinks(ref: str, *, dir_fd: int) -> None:
+        done.append(f"unlink {os.path.dirname(ref)}")
+        unlink(ref, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "unlink", unlinks)
+    lying = spool.hold(held.ref)
+    assert lying is not None
+    assert done == [".trispool/held/7", ".trispool/held", ".trispool", ".", "unlink 7"]
+    done.clear()
+    spool.restore(lying.ref)
+    assert done == ["7", ".", "unlink .trispool/held/7"]
+    done.clear()
+    spool.set_aside(dead.ref)
+    assert done == [".trispool/dead", ".trispool", ".", "unlink "]
+
+
 def test_a_priority_directory_that_others_have_made_reaches_the_disk_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,6 +34,7 @@ from trispool import spoolfile, spoolshelves
 from trispool.claimed import ClaimedFile, Gone, NotDue, Settling, Unreadable, open_locked, read_task
 from trispool.errors import MalformedSpoolFile, TrispoolError
 from trispool.spoolscan import DEAD, HELD, STATE_DIR, TMP, entry_of, lying_in, priorities, scan
+from trispool.spoolshelves import sync_folder
 from trispool.spoolwriter import NANO, SpoolWriter, unavailable
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class SpoolDirectory:
         self._following = threading.Lock()
         self.replaced = 0
         if create:
-            os.makedirs(self.path, mode=0o750, exist_ok=True)
+            _make(self.path, fsync=fsync)
         self.fd = os.open(self.path, _FOLDER_FLAGS)
         if create:
             try:
@@ -223,17 +224,17 @@ class SpoolDirectory:
     def set_aside(self, ref: str) -> Entry | None:
         """Move a file to `.trispool/dead`, whatever is in it."""
         self.follow()
-        return spoolshelves.set_aside(self.fd, ref)
+        return spoolshelves.set_aside(self.fd, ref, fsync=self._fsync)
 
     def hold(self, ref: str) -> Entry | None:
         """Move a file to `.trispool/held`."""
         self.follow()
-        return spoolshelves.hold(self.fd, ref)
+        return spoolshelves.hold(self.fd, ref, fsync=self._fsync)
 
     def restore(self, ref: str, at: float | None = None) -> Entry | None:
         """Move a file back from there; due at a time, Unix seconds, or when it was."""
         self.follow()
-        return spoolshelves.restore(self.fd, ref, at)
+        return spoolshelves.restore(self.fd, ref, at, fsync=self._fsync)
 
     def reschedule(self, ref: str, at: float) -> Entry | None:
         """Make a task due at a time, Unix seconds."""
@@ -353,6 +354,22 @@ class SpoolDirectory:
                         os.unlink(f"{TMP}/{entry.name}", dir_fd=self.fd)
                         removed += 1
         return removed
+
+
+def _make(path: str, *, fsync: bool) -> None:
+    """Make a directory if it is not there; with `fsync` a power cut takes neither it nor what had to be made for it."""
+    above = os.path.dirname(path)
+    first = above
+    while not os.path.isdir(first):
+        first = os.path.dirname(first)
+    os.makedirs(path, mode=0o750, exist_ok=True)
+    # Also if it was there: whoever made it need not have seen to it that it reaches the disk.
+    while fsync:
+        with contextlib.suppress(PermissionError):  # who may not read a folder can still use what is in it
+            sync_folder(above)
+        if above == first:
+            break
+        above = os.path.dirname(above)
 
 
 def _is_at(fd: int, path: str) -> bool:

@@ -5,7 +5,8 @@ Rules it keeps:
 1. Whatever is done to a file is done under its lock (`trispool.claimed`), so never to one that somebody runs.
 2. A file is never put over another one: if there is one of its name, it gets `.1`, `.2`, … behind it.
 3. A file that moves is linked to its new place first and then removed from the old one. After a crash between the two
-   it lies in both; `mend` then removes the one that lies aside, since nobody was told that the move has been made.
+   it lies in both; `mend` then removes the one that lies aside, since nobody was told that the move has been made. The
+   disk may see to the removal first, so between the two the new place has to reach it.
 """
 
 from __future__ import annotations
@@ -28,32 +29,34 @@ if TYPE_CHECKING:
 
     from trispool.task import Entry
 
-__all__ = ["hold", "mend", "priority_of", "remove", "reschedule", "restore", "set_aside"]
+__all__ = ["hold", "mend", "priority_of", "remove", "reschedule", "restore", "set_aside", "sync_folder"]
 
 # In all of them `spool` is a descriptor of the spool directory, and `ref` a file's path below it; OSError is raised if
 # the system does not let it be done. None: the file is gone, or is no regular file, or somebody is at work on it.
+# `fsync`: whether the file must not be lost by a power cut. (That it has been moved may be.)
 
 
-def hold(spool: int, ref: str) -> Entry | None:
+def hold(spool: int, ref: str, *, fsync: bool = False) -> Entry | None:
     """Move a file that waits to `.trispool/held`, below the name of its priority directory if it is in one."""
     folder = os.path.dirname(ref)
     with _locked(spool, ref) as fd:
-        return None if fd is None else _move(spool, fd, ref, f"{HELD}/{folder}" if folder else HELD)
+        return None if fd is None else _move(spool, fd, ref, f"{HELD}/{folder}" if folder else HELD, fsync=fsync)
 
 
-def set_aside(spool: int, ref: str) -> Entry | None:
+def set_aside(spool: int, ref: str, *, fsync: bool = False) -> Entry | None:
     """Move a file that waits to `.trispool/dead`."""
     with _locked(spool, ref) as fd:
-        return None if fd is None else _move(spool, fd, ref, DEAD)
+        return None if fd is None else _move(spool, fd, ref, DEAD, fsync=fsync)
 
 
-def restore(spool: int, ref: str, at: float | None) -> Entry | None:
+def restore(spool: int, ref: str, at: float | None, *, fsync: bool = False) -> Entry | None:
     """Move a file from `.trispool/held` or `.trispool/dead` to where it is run, in the directory of its priority.
 
     Args:
         spool: See above.
         ref: See above.
         at: Unix seconds from which on it may run; None: as it is.
+        fsync: See above.
 
     Raises:
         TaskRefused: The file system cannot hold a time that late.
@@ -64,7 +67,7 @@ def restore(spool: int, ref: str, at: float | None) -> Entry | None:
         folder = os.path.dirname(ref)[len(HELD) + 1 :] if ref.startswith(f"{HELD}/") else _priority_of(fd)
         before = None if at is None else _set_time(fd, at)
         try:
-            return _move(spool, fd, ref, folder)
+            return _move(spool, fd, ref, folder, fsync=fsync)
         except OSError:
             if before is not None:
                 os.utime(fd, ns=(before, before))
@@ -155,7 +158,7 @@ def _locked(spool: int, ref: str) -> Iterator[int | None]:
         os.close(fd)
 
 
-def _move(spool: int, fd: int, ref: str, folder: str) -> Entry | None:
+def _move(spool: int, fd: int, ref: str, folder: str, *, fsync: bool) -> Entry | None:
     _make_folder(spool, folder)
     name = os.path.basename(ref)
     for number in itertools.count():
@@ -170,6 +173,10 @@ def _move(spool: int, fd: int, ref: str, folder: str) -> Entry | None:
             raise
         break
     try:
+        if fsync:
+            # With the folders above: whoever made them need not have seen to it.
+            for part in (folder, *_above(folder)):
+                sync_folder(part or ".", spool)
         # A person may have been quicker.
         with contextlib.suppress(FileNotFoundError):
             os.unlink(ref, dir_fd=spool)
@@ -189,6 +196,29 @@ def _make_folder(spool: int, folder: str) -> None:
             # A link by that name would lead out of the spool, where nobody looks.
             if not stat.S_ISDIR(os.stat(made, dir_fd=spool, follow_symlinks=False).st_mode):
                 raise
+
+
+def _above(folder: str) -> Iterator[str]:
+    while folder:
+        folder = os.path.dirname(folder)
+        yield folder
+
+
+def sync_folder(path: str, above: int | None = None) -> None:
+    """Have the names in a folder reach the disk.
+
+    Args:
+        path: The folder.
+        above: A descriptor of the folder that `path` begins at.
+
+    Raises:
+        OSError: They may not have.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=above)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _entry(fd: int, ref: str) -> Entry:
