@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 
 import trio
 
@@ -27,6 +27,7 @@ class MemoryStore:
         self.aside: dict[str, tuple[Entry, NewTask]] = {}
         self.on_hold: dict[str, tuple[Entry, NewTask]] = {}
         self.unavailable: str | None = None
+        self.unchanged = False
         self._counter = itertools.count(1)
         self._send, self._receive = trio.open_memory_channel[Sequence[Change] | None](math.inf)
 
@@ -53,13 +54,21 @@ class MemoryStore:
     def lose_events(self) -> None:
         self._send.send_nowait(None)
 
-    async def scan(self) -> AsyncGenerator[Sequence[Entry], None]:
+    async def is_unchanged(self) -> bool:
+        await trio.lowlevel.checkpoint()
+        return self.unchanged and self.unavailable is None
+
+    async def scan(
+        self, unknown: Callable[[Sequence[str]], Sequence[str]] | None = None
+    ) -> AsyncGenerator[Sequence[Entry], None]:
         await trio.lowlevel.checkpoint()
         if self.unavailable is not None:
             raise SpoolUnavailable(self.unavailable)
         entries = [entry for entry, _ in self.tasks.values()]
         for start in range(0, len(entries), 3):
-            yield entries[start : start + 3]
+            part = entries[start : start + 3]
+            new = None if unknown is None else unknown([entry.ref for entry in part])
+            yield part if new is None else [entry for entry in part if entry.ref in new]
             await trio.lowlevel.checkpoint()
 
     async def watch(self) -> AsyncGenerator[Sequence[Change] | None, None]:

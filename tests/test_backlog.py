@@ -392,6 +392,51 @@ def test_attempts_of_a_running_task_are_not_forgotten() -> None:
     assert fail(backlog, "a", NOW + 30).attempts == 2
 
 
+def test_a_scan_by_names_asks_only_for_what_is_not_known_and_finds_what_is_gone() -> None:
+    backlog = backlog_of(entry("runs"), entry("waits", NOW + 50), entry("gone", NOW + 50))
+    take_one(backlog)
+    backlog.saw(entry("fresh", NOW + 50, fresh=True), NOW, told=True)
+    backlog.scan_begins()
+    there = ["runs", "waits", "new", "fresh", "5/waits"]
+    assert backlog.unknown(there) == ["new", "fresh", "5/waits"]
+    backlog.saw(entry("new", NOW + 50), NOW)
+    assert end_scan(backlog) == []
+    assert {waiting.entry.ref for waiting in waiting_in(backlog)} == {"waits", "fresh", "new"}
+
+
+@pytest.mark.parametrize("what", ["added", "seen", "told", "gone", "taken", "vanished", "moved", "back"])
+def test_it_is_at_rest_only_if_nothing_has_happened_since_the_scan_began(what: str) -> None:
+    backlog = backlog_of(entry("due"), entry("waits", NOW + 50))
+    running = take_one(backlog)
+    assert not backlog.is_at_rest
+    backlog.scan_begins()
+    assert backlog.unknown(["due", "waits"]) == []
+    backlog.saw(entry("waits", NOW + 50), NOW)
+    backlog.gone("nobody knows it")
+    assert backlog.is_at_rest
+    if what == "added":
+        backlog.added(entry("new"), NOW)
+    elif what == "seen":
+        backlog.saw(entry("new"), NOW)
+    elif what == "told":
+        backlog.saw(entry("waits", NOW + 60), NOW, told=True)
+    elif what == "gone":
+        backlog.gone("waits")
+    elif what == "taken":
+        assert backlog.take(1, NOW + 51, PID)
+    elif what == "moved":
+        backlog.move(entry("waits", NOW + 60), NOW + 60, NOW)
+    else:
+        backlog.ended("due")
+        if what == "back":
+            backlog.put_back(running, NOW)
+        else:
+            backlog.vanished(running)
+    assert not backlog.is_at_rest
+    backlog.scan_begins()
+    assert backlog.is_at_rest
+
+
 def test_remembered_attempts_go_on_after_a_restart() -> None:
     remembered = {
         "a": Retrying("a", 2, NOW + 20, True, NOW - 10, "no"),
@@ -548,7 +593,7 @@ class Machine(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         self.scan_begins()
-        self.scan_ends()
+        self.scan_ends(by_name=False)
 
     @rule(seconds=STEPS)
     def time_passes(self, seconds: float) -> None:
@@ -629,10 +674,16 @@ class Machine(RuleBasedStateMachine):
         self.missing = {name for name in self.past if name not in there}
 
     @precondition(lambda self: self.looked is not None)
-    @rule()
-    def scan_ends(self) -> None:
+    @rule(by_name=st.booleans())
+    def scan_ends(self, by_name: bool) -> None:
         assert self.looked is not None
         for ref, at in self.looked.items():
+            if by_name:
+                known = self.waiting.get(ref)
+                is_known = ref in self.running or (known is not None and not known.fresh)
+                assert self.backlog.unknown([ref]) == ([] if is_known else [ref])
+                if is_known:
+                    continue
             self.backlog.saw(self.entry_of(ref, at), self.now)
             self.see(ref, at, fresh=False, told=False)
         lost = end_scan(self.backlog)
@@ -647,7 +698,7 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def a_quiet_scan(self) -> None:
         self.scan_begins()
-        self.scan_ends()
+        self.scan_ends(by_name=False)
         unfinished = set(self.waiting) | set(self.running)
         assert unfinished == set(self.disk) | set(self.running)
         assert all(known.at == self.disk[ref] for ref, known in self.waiting.items())

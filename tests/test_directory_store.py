@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import structlog.testing
 import trio
 import trio.testing
 
-from trispool import spoolfile
+from trispool import spoolfile, spoolscan
 from trispool.errors import SpoolUnavailable, TrispoolError
 from trispool.packet import encode_vars, new_task
 from trispool.spooldir import SpoolDirectory
@@ -63,6 +64,36 @@ async def seen(store: DirectoryStore) -> list[Entry]:
 
 def task(number: int = 1) -> NewTask:
     return new_task({"n": str(number)})
+
+
+async def test_it_is_unchanged_until_something_comes_or_it_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spoolscan, "_TICK", 0)
+    async with opened(tmp_path) as store:
+        await store.add([task()])
+        os.utime(store.directory, (1e9, 1e9))
+        assert not await store.is_unchanged()
+        await seen(store)
+        await seen(store)
+        assert await store.is_unchanged()
+        assert await store.is_unchanged()
+        await store.add([task()])
+        assert not await store.is_unchanged()
+        await seen(store)
+        await seen(store)
+        os.rename(store.directory, tmp_path / "elsewhere")
+        assert not await store.is_unchanged()
+
+
+async def test_a_scan_by_names_says_nothing_of_what_is_foreign(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        os.mkfifo(f"{store.directory}/uwsgi_spoolfile_on_fifo")
+        with structlog.testing.capture_logs() as logs:
+            await seen(store)
+            assert [entry async for chunk in store.scan(lambda refs: refs) for entry in chunk] == []
+            await seen(store)
+        assert [log["event"] for log in logs] == ["foreign_file"]
 
 
 async def test_what_waits_at_the_same_time_is_written_in_one_go(

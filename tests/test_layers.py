@@ -38,6 +38,7 @@ LAYERS: dict[str, list[list[str]]] = {
                 "spoolfile",
                 "schedule",
                 "retry",
+                "running",
                 "backlog",
                 "kinds",
                 "arguments",

@@ -11,10 +11,10 @@ import trio
 from tests.fakes import MemoryStore
 from trispool.histogram import Histogram
 from trispool.packet import new_task
-from trispool.scanner import RETRY_SECONDS, WATCH_SECONDS, Scanner
+from trispool.scanner import LONGEST_SECONDS, RETRY_SECONDS, WATCH_SECONDS, Scanner
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 
     from trio.testing import MockClock
 
@@ -33,13 +33,26 @@ class Notes:
         self.seen: list[str] = []
         self.changes: list[Change] = []
         self.changed_at: list[float] = []
+        self.looked_at: list[str] = []
+        self.known: set[str] = set()
+        self.at_rest = False
 
     def scan_begins(self) -> None:
         self.begun.append(trio.current_time())
         self.seen = []
+        self.looked_at = []
 
     def scan_saw(self, entries: Sequence[Entry]) -> None:
         self.seen += [entry.id for entry in entries]
+        self.looked_at += [entry.id for entry in entries]
+
+    def scan_unknown(self, refs: Sequence[str]) -> Sequence[str]:
+        self.seen += [ref for ref in refs if ref in self.known]
+        return [ref for ref in refs if ref not in self.known]
+
+    @property
+    def is_at_rest(self) -> bool:
+        return self.at_rest
 
     async def scan_ended(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -55,8 +68,10 @@ class SlowStore(MemoryStore):
 
     seconds = 0.0
 
-    async def scan(self) -> AsyncGenerator[Sequence[Entry], None]:
-        async for entries in super().scan():
+    async def scan(
+        self, unknown: Callable[[Sequence[str]], Sequence[str]] | None = None
+    ) -> AsyncGenerator[Sequence[Entry], None]:
+        async for entries in super().scan(unknown):
             yield entries
         await trio.sleep(self.seconds)
 
@@ -222,6 +237,78 @@ async def test_a_store_that_fails_is_tried_again_soon_and_recovers(
         assert (notes.ended, len(notes.seen)) == ([2 * pause], 1)
         await trio.sleep(frequency)
         assert notes.begun == [0, pause, 2 * pause, 2 * pause + frequency]
+
+
+async def test_where_a_full_look_takes_long_most_scans_go_by_names(autojump_clock: MockClock) -> None:
+    store = SlowStore()
+    store.seconds = 1.0
+    known, other = store.put(new_task({"n": "1"})), store.put(new_task({"n": "2"}))
+    async with scanning(store) as (_, notes):
+        assert notes.looked_at == [known.id, other.id]
+        notes.known = {known.ref}
+        for number in range(1, 8):
+            await trio.sleep(31)
+            assert notes.seen == [known.id, other.id]
+            # A second is half a percent of 200, and the first scan after that is the seventh.
+            assert notes.looked_at == ([known.id, other.id] if number == 7 else [other.id])
+
+
+async def test_a_full_look_is_never_long_ago(autojump_clock: MockClock) -> None:
+    store = SlowStore()
+    store.seconds = 100.0
+    known = store.put(new_task({"n": "1"}))
+    async with scanning(store) as (_, notes):
+        notes.known = {known.ref}
+        await trio.sleep(LONGEST_SECONDS - 101)
+        assert (len(notes.begun), notes.looked_at) == (5, [])
+        await trio.sleep(131)
+        assert (len(notes.begun), notes.looked_at) == (6, [known.id])
+
+
+@pytest.mark.parametrize("why", ["asked", "lost", "failed"])
+async def test_a_full_look_is_taken_at_once_when_it_is_asked_for_or_something_was_missed(
+    why: str, autojump_clock: MockClock
+) -> None:
+    store = SlowStore()
+    store.seconds = 1.0
+    known = store.put(new_task({"n": "1"}))
+    async with scanning(store) as (scanner, notes):
+        notes.known = {known.ref}
+        notes.at_rest = store.unchanged = True
+        if why == "asked":
+            await scanner.scan_now()
+        elif why == "lost":
+            store.lose_events()
+            await trio.sleep(2)
+        else:
+            notes.at_rest = False
+            store.unavailable = "unmounted"
+            await trio.sleep(31)
+            assert scanner.problem == "unmounted"
+            notes.at_rest, store.unavailable = True, None
+            await trio.sleep(RETRY_SECONDS + 1)
+            assert scanner.problem is None
+        assert notes.looked_at == [known.id]
+
+
+@pytest.mark.parametrize(("at_rest", "unchanged", "scans"), [(True, True, 1), (True, False, 3), (False, True, 3)])
+async def test_what_certainly_has_not_changed_is_not_looked_at(
+    at_rest: bool, unchanged: bool, scans: int, autojump_clock: MockClock
+) -> None:
+    store = SlowStore()
+    store.seconds = 1.0
+    known = store.put(new_task({"n": "1"}))
+    times = Histogram()
+    notes = Notes()
+    scanner = Scanner(store, notes, FREQUENCY, times)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(scanner.run_scanner)
+        notes.known = {known.ref}
+        notes.at_rest, store.unchanged = at_rest, unchanged
+        await trio.sleep(65)
+        assert len(notes.begun) == len(notes.ended) == scans
+        assert times.count == 1, "only full looks are timed"
+        nursery.cancel_scope.cancel()
 
 
 async def test_scan_now_returns_when_the_store_fails(autojump_clock: MockClock) -> None:

@@ -12,14 +12,14 @@ Rules it keeps:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from trispool.running import Running
 from trispool.schedule import Schedule, Waiting
 from trispool.task import Retrying
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from trispool.retry import RunAgain
     from trispool.task import Entry
@@ -32,31 +32,6 @@ worker lets go of the file that looks as if whoever has the lock did."""
 
 _SLOTS: Final = 1000
 """So many waiting tasks are looked at in one go, some 50 µs, by `Backlog.unseen`."""
-
-
-@dataclass(slots=True)
-class Running:
-    """A task that a worker has in hand.
-
-    Attributes:
-        entry: The task, as it was when it was handed over.
-        due_at: When it became due, Unix seconds.
-        attempt: The number of this attempt.
-        given_at: When it was handed over, Unix seconds.
-        worker_pid: To which process.
-        moved_at: The `at` that somebody gave it meanwhile, or None.
-        moved_to: Where somebody has put it meanwhile, a `ref`, or None.
-        progress: (fraction, text), as its handler last said, or None.
-    """
-
-    entry: Entry
-    due_at: float
-    attempt: int
-    given_at: float
-    worker_pid: int
-    moved_at: float | None = None
-    moved_to: str | None = None
-    progress: tuple[float, str] | None = None
 
 
 class Backlog:
@@ -82,6 +57,7 @@ class Backlog:
         # Scans have even numbers. A task's mark is that of the scan that saw it as it is known, or the next odd one if
         # it was put there, or told of, since that scan began.
         self._scan = 0
+        self._at_rest = False
         for task_id, known in (remembered or {}).items():
             # The frequency may have been changed since.
             due_at = known.ended_at + frequency if known.by_frequency else known.due_at
@@ -219,6 +195,7 @@ class Backlog:
         """Somebody has taken this task out of the spool, or its worker has finished it."""
         waiting = self._schedule.discard(ref)
         if waiting is not None:
+            self._at_rest = False
             self._locked.pop(ref, None)
             self._lose_sight(waiting.entry)
 
@@ -230,7 +207,18 @@ class Backlog:
     def scan_begins(self) -> None:
         """All that waits and is neither seen nor put there from now on is gone when the scan has ended."""
         self._scan += 2
+        self._at_rest = True
         self._taken_out.clear()
+
+    def unknown(self, refs: Sequence[str]) -> Sequence[str]:
+        """Those of some tasks that have been seen to be there, but of which more has to be known for `saw`."""
+        see, scan, running = self._schedule.see, self._scan, self._running
+        return [ref for ref in refs if not see(ref, scan) and ref not in running]
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether no task has come, gone, been moved or run since the last scan began."""
+        return self._at_rest
 
     def unseen(self) -> Iterator[list[str]]:
         """What the scan that has just ended did not see; for `gone`. In parts, between which the rest may change."""
@@ -281,6 +269,7 @@ class Backlog:
             running = Running(entry, due_at, attempt, now, worker_pid)
             self._running[entry.ref] = running
             taken.append(running)
+            self._at_rest = False
         if self._locked:
             for running in taken:
                 self._locked.pop(running.entry.ref, None)
@@ -299,6 +288,7 @@ class Backlog:
 
     def vanished(self, running: Running) -> None:
         """A task was not there any more. Its attempts are not forgotten yet: it may have been moved."""
+        self._at_rest = False
         self._lose_sight(running.entry)
 
     def finished(self, task_id: str) -> bool:
@@ -379,6 +369,7 @@ class Backlog:
     def _put(self, entry: Entry, due_at: float, now: float) -> None:
         if entry.ref != entry.id and entry.ref.endswith(entry.id):
             self._prefixes[entry.ref.removesuffix(entry.id)] = None
+        self._at_rest = False
         self._schedule.put(entry, due_at, now, self._scan + 1)
         if self._locked:
             self._locked.pop(entry.ref, None)

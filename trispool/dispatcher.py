@@ -234,6 +234,15 @@ class Dispatcher:
             self._watcher.enqueued(new)
         self._wake.set()
 
+    def scan_unknown(self, refs: Sequence[str]) -> Sequence[str]:
+        """See `trispool.scanner.Observer`."""
+        return self.backlog.unknown(refs)
+
+    @property
+    def is_at_rest(self) -> bool:
+        """See `trispool.scanner.Observer`."""
+        return self.backlog.is_at_rest
+
     async def scan_ended(self) -> None:
         """See `trispool.scanner.Observer`."""
         for refs in self.backlog.unseen():

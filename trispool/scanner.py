@@ -1,7 +1,13 @@
 """Finds tasks that others put into, or took out of, a spool.
 
-Two ways, because neither is enough: the store's watch tells at once but may miss things, and a full look every
-`frequency` seconds misses nothing but comes late.
+Two ways, because neither is enough: the store's watch tells at once but may miss things, and a scan every `frequency`
+seconds comes late. What a scan costs depends on what can have happened:
+
+- Nothing has come, gone or run since the last one, says the store and says the observer: nothing is looked at.
+- Else what is there is compared with what is known, by its names.
+- The full look misses nothing: not even that somebody has changed the time of a task, of which neither names nor, on
+  some file systems, the watch can tell. A million files take it five seconds. It is always made where it takes less
+  than a `FULL_SHARE`th of the time, when somebody asks for a scan, and when the watch has missed something.
 """
 
 from __future__ import annotations
@@ -17,7 +23,7 @@ from trispool.errors import SpoolUnavailable
 from trispool.histogram import Histogram
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
     from trispool.store import Change, SpoolStore
     from trispool.task import Entry
@@ -26,6 +32,12 @@ __all__ = ["Observer", "Scanner"]
 
 RETRY_SECONDS: Final = 5.0
 """After a scan that failed (directory unmounted, no descriptors) the next one comes this soon at the latest."""
+
+FULL_SHARE: Final = 200
+"""After a full look the next one comes when so many times as long has passed as it took: half a percent of a core."""
+
+LONGEST_SECONDS: Final = 600.0
+"""But so soon in any case."""
 
 WATCH_SECONDS: Final = 1.0
 """For so long the first scan waits for the watch to be set, so that no second one is needed for what came between."""
@@ -37,15 +49,24 @@ class Observer(Protocol):
     """Who is told what was found. The dispatcher is one."""
 
     def scan_begins(self) -> None:
-        """What is not seen from now until `scan_ended` is gone."""
+        """What is not seen to be there from now until `scan_ended` is gone."""
         ...
 
     def scan_saw(self, entries: Sequence[Entry]) -> None:
         """These wait."""
         ...
 
+    def scan_unknown(self, refs: Sequence[str]) -> Sequence[str]:
+        """These wait; returns those of which it has to be told more, with `scan_saw`."""
+        ...
+
     async def scan_ended(self) -> None:
         """All has been seen."""
+        ...
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether nothing has come, gone or run since the last scan began."""
         ...
 
     def changed(self, changes: Sequence[Change]) -> None:
@@ -71,6 +92,7 @@ class Scanner:
         self._observer = observer
         self._frequency = frequency
         self._scanned_at = -math.inf
+        self._full_at = -math.inf
         self._wait = trio.CancelScope()
         self._finished = trio.Event()
         self._again = False
@@ -125,20 +147,28 @@ class Scanner:
                     self._observer.changed(changes)
 
     async def _scan(self) -> None:
+        began = trio.current_time()
+        is_full = self._again or self.problem is not None or began >= self._full_at
         self._again = False
         # Whoever asks while this scan is under way waits for the next one.
         finished, self._finished = self._finished, trio.Event()
         try:
-            await self._scan_or_tell()
+            if is_full:
+                await self._scan_or_tell(self._store.scan())
+                seconds = trio.current_time() - began
+                self._full_at = began + min(LONGEST_SECONDS, FULL_SHARE * seconds)
+                if self.problem is None:
+                    self._times.observe(seconds)
+            elif not (self._observer.is_at_rest and await self._store.is_unchanged()):
+                await self._scan_or_tell(self._store.scan(self._observer.scan_unknown))
         finally:
             self._scanned_at = trio.current_time()
             finished.set()
 
-    async def _scan_or_tell(self) -> None:
-        began = trio.current_time()
+    async def _scan_or_tell(self, scan: AsyncGenerator[Sequence[Entry], None]) -> None:
         self._observer.scan_begins()
         try:
-            async with aclosing(self._store.scan()) as chunks:
+            async with aclosing(scan) as chunks:
                 async for entries in chunks:
                     self._observer.scan_saw(entries)
         except SpoolUnavailable as error:
@@ -150,7 +180,6 @@ class Scanner:
                 _log.info("scan_works_again")
             self.problem = None
             await self._observer.scan_ended()
-            self._times.observe(trio.current_time() - began)
 
     def _pause(self) -> float:
         return self._frequency if self.problem is None else min(self._frequency, RETRY_SECONDS)

@@ -246,6 +246,16 @@ class Schedule:
             _DOUBLE.unpack_from(self._records, start)[0] == at and not self._records[start + _FLAGS_AT] & _FRESH
         )
 
+    def see(self, ref: str, mark: int) -> bool:
+        """`confirm` for a task of which only the name has been seen: whether it waits, and not as a fresh one."""
+        key = self._keys.get(ref)
+        if key is None:
+            return False
+        slot = key & _SLOT
+        if self._marks[slot] < mark:
+            self._marks[slot] = mark
+        return not self._records[slot * _SIZE + _FLAGS_AT] & _FRESH
+
     def mark_of(self, ref: str) -> int:
         """The mark of a waiting task."""
         return self._marks[self._keys[ref] & _SLOT]

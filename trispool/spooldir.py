@@ -40,6 +40,7 @@ from trispool.spoolwriter import NANO, SpoolWriter, unavailable
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Mapping, Sequence
 
+    from trispool.spoolscan import Stamps
     from trispool.task import Entry, NewTask
 
 __all__ = ["GRACE_SECONDS", "SpoolDirectory"]
@@ -290,9 +291,11 @@ class SpoolDirectory:
             return False
         return True
 
-    def scan(self, foreign: dict[str, str] | None = None) -> Generator[list[Entry], None, None]:
+    def scan(
+        self, foreign: dict[str, str] | None = None, stamps: Stamps | None = None
+    ) -> Generator[list[Entry], None, None]:
         """All spool files; see `trispool.spoolscan.scan`."""
-        return scan(self.path, {} if foreign is None else foreign)
+        return scan(self.path, {} if foreign is None else foreign, stamps)
 
     def priorities(self) -> list[str]:
         """The names of the priority directories, the most urgent first."""

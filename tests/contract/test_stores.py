@@ -99,6 +99,25 @@ async def test_what_was_added_is_seen_by_a_scan(kind: str, tmp_path: Path) -> No
         }
 
 
+async def test_a_scan_leaves_out_what_is_known(kind: str, tmp_path: Path) -> None:
+    async with opened(kind, tmp_path) as store:
+        later = time.time() + 1000
+        new_tasks = [new_task({"n": str(number)}, at=later, priority=number or None) for number in range(3)]
+        known, *others = entries(await store.add(new_tasks))
+        asked: list[str] = []
+
+        def unknown(refs: Sequence[str]) -> list[str]:
+            asked.extend(refs)
+            return [ref for ref in refs if ref != known.ref]
+
+        assert await store.hold(known) is not None  # and so it has a file
+        restored = [entry for entry in (await store.held()) if entry.id == known.id]
+        assert await store.restore(restored[0]) is not None
+        found = {entry.id: entry.at for entry in [entry async for chunk in store.scan(unknown) for entry in chunk]}
+        assert found == {entry.id: entry.at for entry in others}
+        assert known.ref in asked
+
+
 async def test_an_id_chosen_beforehand_is_kept_and_given_once(kind: str, tmp_path: Path) -> None:
     async with opened(kind, tmp_path) as store:
         (name, order), (other, _) = new_name(), new_name()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, overload
 from trispool.task import Entry
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Collection, Iterable, Iterator, Mapping
+    from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Iterator, Mapping
 
     from trispool.errors import TrispoolError
     from trispool.task import NewTask, Task, TaskState
@@ -134,11 +134,23 @@ class SpoolStore(Protocol):
         """
         ...
 
-    def scan(self) -> AsyncGenerator[Sequence[Entry], None]:
+    def scan(
+        self, unknown: Callable[[Sequence[str]], Sequence[str]] | None = None
+    ) -> AsyncGenerator[Sequence[Entry], None]:
         """Look at everything that waits, in chunks of a few hundred entries.
+
+        Args:
+            unknown: If given: says which of some tasks, by `ref`, are not known as they are. Only these are looked at.
 
         Raises:
             SpoolUnavailable: The store cannot be read now.
+        """
+        ...
+
+    async def is_unchanged(self) -> bool:
+        """Whether certainly nothing has come or gone since the last scan, be it by us or by others. Cheap.
+
+        False if the store cannot be read now: the scan will say why.
         """
         ...
 

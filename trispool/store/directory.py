@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import structlog
 import trio
@@ -18,6 +18,7 @@ from trispool.claimed import Unclaimable
 from trispool.errors import SpoolUnavailable, TaskRefused, TrispoolError
 from trispool.packet import decode_vars
 from trispool.spooldir import SpoolDirectory
+from trispool.spoolscan import Stamps, refs
 from trispool.store import Aside, Change, Claim, Shelf
 from trispool.store.behind import open_write_behind
 from trispool.store.shelves import Shelves
@@ -26,7 +27,7 @@ from trispool.store.watch import DirectoryWatch
 from trispool.task import Entry, NewTask, Task
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Collection, Generator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Generator, Mapping, Sequence
 
     from trispool.incomingfile import IncomingRow
     from trispool.store.behind import WriteBehind
@@ -50,6 +51,8 @@ MAX_WAITING: Final = 4096
 """Calls of `add` that may wait; further ones wait to be let in."""
 
 _log = structlog.get_logger()
+
+T = TypeVar("T")
 
 
 class _Batch:
@@ -106,6 +109,7 @@ class DirectoryStore:
         self._shelves = Shelves(opened, self._read_limiter)
         self._foreign: dict[str, str] = {}
         self._replaced = 0
+        self._stamps = Stamps(opened.path)
 
     @property
     def directory(self) -> str:
@@ -211,7 +215,9 @@ class DirectoryStore:
             batch.results = [next(results) for _ in batch.tasks]
             batch.done.set()
 
-    async def scan(self) -> AsyncGenerator[Sequence[Entry], None]:
+    async def scan(
+        self, unknown: Callable[[Sequence[str]], Sequence[str]] | None = None
+    ) -> AsyncGenerator[Sequence[Entry], None]:
         """See `SpoolStore.scan`. What lies there that is none of ours is left alone and said once."""
         try:
             await trio.to_thread.run_sync(self._opened.follow, limiter=self._read_limiter)
@@ -226,8 +232,14 @@ class DirectoryStore:
             for entries in self._behind.rows.entries(SCAN_CHUNK):
                 yield entries
                 await trio.lowlevel.checkpoint()
+        if unknown is not None:
+            with contextlib.closing(refs(self.directory, self._stamps)) as parts:
+                while (part := await self._next_chunk(parts)) is not None:
+                    if new := unknown(part):
+                        yield await self._look(new)
+            return
         foreign: dict[str, str] = {}
-        with contextlib.closing(self._opened.scan(foreign)) as chunks:
+        with contextlib.closing(self._opened.scan(foreign, self._stamps)) as chunks:
             while (chunk := await self._next_chunk(chunks)) is not None:
                 yield chunk
         for name, what in foreign.items():
@@ -235,7 +247,17 @@ class DirectoryStore:
                 _log.warning("foreign_file", directory=self.directory, name=name, reason=what)
         self._foreign = foreign
 
-    async def _next_chunk(self, chunks: Generator[list[Entry], None, None]) -> list[Entry] | None:
+    async def _look(self, refs: Sequence[str]) -> Sequence[Entry]:
+        found = await trio.to_thread.run_sync(lambda: [*map(self._opened.look, refs)], limiter=self._read_limiter)
+        return [entry for entry in found if entry is not None]
+
+    async def is_unchanged(self) -> bool:
+        """See `SpoolStore.is_unchanged`."""
+        with contextlib.suppress(OSError):
+            return await trio.to_thread.run_sync(self._stamps.are_unchanged, limiter=self._read_limiter)
+        return False
+
+    async def _next_chunk(self, chunks: Generator[T, None, None]) -> T | None:
         try:
             return await trio.to_thread.run_sync(next, chunks, None, limiter=self._read_limiter)
         except OSError as error:
