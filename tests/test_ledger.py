@@ -590,9 +590,9 @@ def test_after_an_error_of_the_disk_the_log_is_emptied_before_anything_is_append
 ) -> None:
     file = LedgerFile(str(path))
     file.open()
-    file.write([row(1)], {})
+    file.write([row(number) for number in range(100)], {})
     log = path.with_name(f"{path.name}-wal")
-    assert log.stat().st_size > 0
+    before = log.stat().st_size
     error = sqlite3.OperationalError("disk I/O error")
     error.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
 
@@ -609,10 +609,36 @@ def test_after_an_error_of_the_disk_the_log_is_emptied_before_anything_is_append
         real, file._writing = file._writing, Broken()
         with pytest.raises(sqlite3.OperationalError):
             file.prune(NOW) if work == "prune" else file.write([row(2)], {})
-        assert log.stat().st_size > 0
-        file.reopen()
-        assert log.stat().st_size == 0
+        assert log.stat().st_size == before
+        file.write([row(3)], {})
+        assert 0 < log.stat().st_size < before
+        file.write([row(4)], {})
+        assert log.stat().st_size < before
     file.close()
+
+
+def test_a_log_that_a_process_has_left_that_died_is_emptied_before_anything_is_appended(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trispool.sqlitefile.LOCKED_SECONDS", 0.1)
+    died, file = LedgerFile(str(path)), LedgerFile(str(path))
+    died.open()
+    died.write([row(number) for number in range(100)], {})
+    log = path.with_name(f"{path.name}-wal")
+    file.open()
+    before = log.stat().st_size
+    file.write([row(101)], {})
+    assert 0 < log.stat().st_size < before
+    # What somebody reads, who may take hours for it, holds up nothing if no error is known of.
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM attempts").fetchone()
+        third = LedgerFile(str(path))
+        third.open()
+        third.write([row(102)], {})
+        third.close()
+    file.close()
+    died.close()
 
 
 # Questions

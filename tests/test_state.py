@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import stat
 from contextlib import asynccontextmanager
 from functools import partial
@@ -23,7 +24,6 @@ from trispool.statefile import StateFile
 from trispool.staterows import Reservation, add_audit, audit_values, prune_audit, reserve
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import AsyncIterator
     from pathlib import Path
 
@@ -275,6 +275,27 @@ def test_what_was_written_outlives_a_power_cut(tmp_path: Path) -> None:
     file = StateFile(str(tmp_path / "state.db"))
     assert file.write([lambda c: c.execute("PRAGMA synchronous").fetchone()]) == [(2,)]  # FULL
     assert file.write([lambda c: c.execute("PRAGMA journal_mode").fetchone()]) == [("wal",)]
+    file.close()
+
+
+def test_after_an_error_of_the_disk_the_log_is_emptied_before_anything_is_appended(tmp_path: Path) -> None:
+    file, other = StateFile(str(tmp_path / "state.db")), StateFile(str(tmp_path / "state.db"))
+    file.write([added(str(n)) for n in range(100)])
+    other.read(lambda c: c.execute("SELECT target FROM audit").fetchall())  # has it open: closing empties nothing
+    log = tmp_path / "state.db-wal"
+    before = log.stat().st_size
+
+    def fail(connection: sqlite3.Connection) -> None:
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
+        raise error
+
+    with pytest.raises(OSError, match="disk I/O"):
+        file.write([fail])
+    assert log.stat().st_size >= before
+    file.write([added("100")])
+    assert 0 < log.stat().st_size < before
+    other.close()
     file.close()
 
 

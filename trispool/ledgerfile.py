@@ -4,8 +4,7 @@ Rules it keeps:
 
 1. A damaged file is set aside under another name and a new one begun; see `trispool.sqlitefile`.
 2. A row that SQLite will not take is left out and counted, and costs no other row.
-3. After an error other than those the connections are opened afresh: what they know of the file may be wrong. If the
-   disk failed, the write-ahead log is emptied before anything is appended: nothing is read behind a hole in it.
+3. After an error other than those the connections are opened afresh: what they know of the file may be wrong.
 
 WAL mode with `synchronous=NORMAL`: a power cut may lose the newest transactions, never the file. From the first
 transaction on that has to be on disk (`IncomingChange.durable`) it is `FULL` for all. With both in one log a checkpoint
@@ -21,7 +20,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from trispool import incomingfile, ledgerschema
-from trispool.sqlitefile import NO_FILE, Damaged, SqliteFile, error_code, file_at, judged
+from trispool.sqlitefile import NO_FILE, Damaged, SqliteFile, file_at, judged
 from trispool.task import AttemptRow, Retrying
 
 if TYPE_CHECKING:
@@ -74,7 +73,6 @@ class LedgerFile(SqliteFile):
         self.generation = 0
         self._is_durable = False  # was asked for
         self._is_full = False  # as of `PRAGMA synchronous`
-        self._is_holed = False
 
     # For the thread that writes
 
@@ -133,6 +131,7 @@ class LedgerFile(SqliteFile):
         if incoming is not None and incoming.added and incoming.generation != self.generation:
             raise Replaced
         try:
+            self._empty_log(connection)
             self._is_durable |= incoming is not None and incoming.durable
             if self._is_durable and not self._is_full:
                 connection.execute("PRAGMA synchronous = FULL")
@@ -164,9 +163,11 @@ class LedgerFile(SqliteFile):
         Raises:
             Damaged, sqlite3.Error, OSError: As `write`.
         """
+        connection = self._connected()
         try:
+            self._empty_log(connection)
             # Rows lie in the order of their ends, so those in front that are young enough end the search.
-            cursor = self._connected().execute(
+            cursor = connection.execute(
                 "DELETE FROM attempts WHERE seq IN"
                 " (SELECT seq FROM (SELECT seq, started_at FROM attempts ORDER BY seq LIMIT ?) WHERE started_at < ?)",
                 (PRUNE_ROWS, before),
@@ -186,7 +187,6 @@ class LedgerFile(SqliteFile):
     def set_aside(self) -> str | None:
         """See `SqliteFile.set_aside`."""
         self.generation += 1
-        self._is_holed = False
         return super().set_aside()
 
     # For the thread that reads
@@ -217,7 +217,7 @@ class LedgerFile(SqliteFile):
         self._close_writing()
         if not is_the_same:
             self.generation += 1
-            self._is_holed = False
+            self._is_holed = None
         self._open()
         assert self._writing is not None
         return self._writing
@@ -228,11 +228,6 @@ class LedgerFile(SqliteFile):
             if not ledgerschema.prepare(connection):
                 raise OSError(f"{self.path} was written by a later version of trispool")
             rows = connection.execute("SELECT * FROM retrying").fetchall()
-            if self._is_holed:
-                (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-                if busy:
-                    raise OSError(f"{self.path}: its log cannot be emptied after an error of the disk: it is in use")
-                self._is_holed = False
         except sqlite3.Error as error:
             connection.close()
             raise judged(error) from error
@@ -284,5 +279,5 @@ class LedgerFile(SqliteFile):
     def _failed(self, error: sqlite3.Error) -> Exception:
         """Close what an error came from; see `judged`."""
         self._close_writing()
-        self._is_holed |= error_code(error) == sqlite3.SQLITE_IOERR
+        self._disk_failed(error)
         return judged(error)

@@ -5,6 +5,9 @@ Rules it keeps:
 1. One connection writes, one reads, so that a long search holds up no writing. Each is used by one thread at a time.
 2. A file that somebody has deleted or replaced is written no more: nobody would see it.
 3. A damaged file is set aside under another name; nothing of it is deleted.
+4. After an error of the disk the write-ahead log is emptied before anything is appended: after a power cut nothing
+   would be read behind a hole in it. So it is with a file that is met for the first time: who used it before may have
+   died after an error.
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ class SqliteFile:
         self._reading: sqlite3.Connection | None = None
         self._which = NO_FILE  # is open for writing
         self._which_read = NO_FILE
+        self._is_holed: bool | None = None  # the log; None: that is not known
 
     def set_aside(self) -> str | None:
         """Put the file, and what belongs to it, out of the way.
@@ -51,6 +55,7 @@ class SqliteFile:
             Its new name, or None if there was no file.
         """
         self._close_writing()
+        self._is_holed = None
         aside = f"{self.path}.damaged-{time.time_ns()}"
         moved = None
         for ending in ("", "-wal", "-shm"):
@@ -75,6 +80,25 @@ class SqliteFile:
             self._which_read = which
             self._reading = self._connect()
         return self._reading
+
+    def _empty_log(self, connection: sqlite3.Connection) -> None:
+        """To be called before anything is written; see rule 4.
+
+        Raises:
+            sqlite3.Error, OSError: It cannot be emptied now.
+        """
+        if self._is_holed is False:
+            return
+        (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        # Whoever has it open may go on for hours. We wait for that if there is a hole, and not if there might be one.
+        if busy and self._is_holed:
+            raise OSError(f"{self.path}: its log cannot be emptied after an error of the disk: it is in use")
+        self._is_holed = False
+
+    def _disk_failed(self, error: sqlite3.Error) -> None:
+        """Take note of an error, if it is one of the disk."""
+        if error_code(error) == sqlite3.SQLITE_IOERR:
+            self._is_holed = True
 
     def _close_writing(self) -> None:
         if self._writing is not None:

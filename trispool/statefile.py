@@ -74,6 +74,7 @@ class StateFile(SqliteFile):
         """
         try:
             connection = self._connected()
+            self._empty_log(connection)
             connection.execute("BEGIN IMMEDIATE")
             try:
                 results = [change(connection) for change in changes]
@@ -84,6 +85,8 @@ class StateFile(SqliteFile):
                 raise
         except (sqlite3.Error, Damaged) as error:
             self._close_writing()
+            if isinstance(error, sqlite3.Error):
+                self._disk_failed(error)
             if isinstance(error, Damaged) or isinstance(judged(error), Damaged):
                 self.set_aside()
             raise OSError(f"{self.path}: {error}") from error
@@ -109,6 +112,8 @@ class StateFile(SqliteFile):
         if self._writing is not None and self._which == file_at(self.path):
             return self._writing
         self._close_writing()
+        if self._which != file_at(self.path):
+            self._is_holed = None
         folder, name = os.path.split(self.path)
         PrivateFolder(folder).create(name, b"")
         self._which = file_at(self.path)
