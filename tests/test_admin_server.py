@@ -27,7 +27,7 @@ import trio
 
 from tests.fake_control import FakeControl
 from trispool.admin import Accounts, AdminSettings, Role, ServerLimits, create_app, serve_admin
-from trispool.admin.connection import SPARE_SECONDS, Crowd
+from trispool.admin.connection import SPARE_NEW_SECONDS, SPARE_SECONDS, Crowd
 from trispool.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -506,8 +506,71 @@ async def test_one_connection_too_many_ends_the_one_that_was_idle_the_longest(
     assert [reading.cancel_called for reading in readings] == [False, True, True]
 
 
+async def test_one_connection_too_many_ends_first_what_is_the_least_loss(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    crowd = Crowd(ServerLimits(linger_seconds=3600, stall_seconds=3600))
+    idle, new, refused = trio.CancelScope(), trio.CancelScope(), trio.CancelScope()
+    with crowd.sending() as sending:
+        crowd.set_idle(idle, True)
+        crowd.set_new(new, 3600)
+        crowd.set_idle(refused, False)
+        crowd.set_refused(refused)
+        assert not crowd.make_room()
+        await trio.sleep(SPARE_NEW_SECONDS)
+        assert [crowd.make_room(), refused.cancel_called, new.cancel_called] == [True, True, False]
+        assert [crowd.make_room(), new.cancel_called] == [True, True]
+        assert not crowd.make_room()  # clients between two requests, and those that read, have more time
+        await trio.sleep(SPARE_SECONDS / 2)
+        crowd.extend(sending)  # it has taken something
+        await trio.sleep(SPARE_SECONDS / 2)
+        assert [crowd.make_room(), idle.cancel_called, crowd.make_room()] == [True, True, False]
+        await trio.sleep(SPARE_SECONDS / 2)
+        assert [crowd.make_room(), sending.cancel_called, crowd.make_room()] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    "rude",
+    [
+        b"",
+        b"GET / HTTP/1.1\r\n",
+        request("POST", TASKS, b"begun", length=LARGE).replace(b"Authorization", b"X-Not"),
+        request("GET", "/api/v1/tasks/t/body"),
+    ],
+)
+async def test_clients_that_wait_for_nothing_do_not_keep_others_out(
+    rude: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SPARE_SECONDS", "SPARE_NEW_SECONDS"):
+        monkeypatch.setattr(f"trispool.admin.connection.{name}", 0.0)
+    patient = {"idle_seconds": 3600, "linger_seconds": 3600, "stall_seconds": 3600}
+    async with serving(max_connections=2, **patient) as server:
+        server.control.add_detail("t", {}, bytes(LARGE))
+        for _ in range(2):
+            await (await server.connect()).send_all(rude)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        for _ in range(3):
+            assert (await server.ask(request("GET", "/healthz", b"", "Connection: close")))[0] == 200
+        for stream in server.streams:
+            await trio.aclose_forcefully(stream)  # the stop would wait for them
+
+
+async def test_clients_that_do_not_shake_hands_do_not_keep_others_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trispool.admin.connection.SPARE_NEW_SECONDS", 0.0)
+    trusting = ssl.create_default_context(cafile=str(TLS))
+    async with serving(certfile=TLS, max_connections=2, handshake_seconds=3600) as server:
+        for _ in range(2):
+            await server.connect()
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        for _ in range(3):
+            stream = trio.SSLStream(await server.connect(), trusting, server_hostname="localhost")
+            with trio.fail_after(NET):
+                await stream.do_handshake()
+            await trio.aclose_forcefully(stream)
+
+
 async def test_idle_connections_do_not_keep_others_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trispool.admin.connection.SPARE_SECONDS", 0.0)
+    monkeypatch.setattr("trispool.admin.connection.SPARE_NEW_SECONDS", 0.0)
     async with serving(max_connections=2, idle_seconds=3600) as server:
         silent = [await server.connect() for _ in range(2)]
         await trio.testing.wait_all_tasks_blocked()

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["limit_bodies"]
 
-SMALL: Final = 1024 * 1024
-"""A body of so many bytes is not counted: as many as there may be connections, 256, are 256 MiB."""
+SMALL: Final = 256 * 1024
+"""A body of so many bytes is not counted: as many as there may be connections, 1,024, are 256 MiB."""
 
 
 def limit_bodies(app: Quart, settings: AdminSettings) -> None:

@@ -42,7 +42,11 @@ CHUNK = 64 * 1024
 
 SPARE_SECONDS = 1.0
 """For so long an idle connection is left alone though there is no room for another one: a client needs a moment between
-its connect, or an answer, and its next request."""
+an answer and its next request. Also one whose client takes nothing of an answer."""
+
+SPARE_NEW_SECONDS = 0.1
+"""The same before its first request, which mostly is under way when the connection is there, and after a refusal. The
+shorter, the more clients that only connect are needed to keep others out: ten times `max_connections` a second."""
 
 Stream: TypeAlias = "trio.SocketStream | trio.SSLStream[trio.SocketStream]"
 
@@ -61,8 +65,12 @@ class Crowd:
         self._stall_seconds = limits.stall_seconds
         self._is_stopping = False
         self._size = 0
-        self._idle: dict[trio.CancelScope, float] = {}  # since when, on Trio's clock; the longest first
-        self._sending: set[trio.CancelScope] = set()
+        # Those that could be ended, and since when, on Trio's clock; the longest first. New are those that have not
+        # asked for anything yet, refused those whose last answer is out.
+        self._new: dict[trio.CancelScope, float] = {}
+        self._refused: dict[trio.CancelScope, float] = {}
+        self._idle: dict[trio.CancelScope, float] = {}
+        self._sending: dict[trio.CancelScope, float] = {}
 
     @property
     def is_full(self) -> bool:
@@ -70,17 +78,22 @@ class Crowd:
         return self._size >= self.limits.max_connections
 
     def make_room(self) -> bool:
-        """End the connection that has been idle the longest, for `SPARE_SECONDS` at least.
+        """End the connection that is the least loss: one that has waited the longest, of those that wait for nothing.
 
         Returns:
             False if there is none.
         """
-        for reading, since in self._idle.items():
-            if trio.current_time() - since < SPARE_SECONDS:
-                break
-            self.set_idle(reading, False)
-            reading.cancel()
-            return True
+        for waiting, spared in (
+            (self._refused, SPARE_NEW_SECONDS),
+            (self._new, SPARE_NEW_SECONDS),
+            (self._idle, SPARE_SECONDS),
+            (self._sending, SPARE_SECONDS),
+        ):
+            scope, since = next(iter(waiting.items()), (None, 0.0))
+            if scope is not None and trio.current_time() - since >= spared:
+                del waiting[scope]
+                scope.cancel()
+                return True
         return False
 
     @contextlib.contextmanager
@@ -96,32 +109,50 @@ class Crowd:
     def sending(self) -> Iterator[trio.CancelScope]:
         """Shield the sending of an answer, as half an answer helps nobody; until the client stalls."""
         with trio.CancelScope(shield=True) as scope:
-            self._sending.add(scope)
             self.extend(scope)
             try:
                 yield scope
             finally:
-                self._sending.discard(scope)
+                self._sending.pop(scope, None)
 
     def extend(self, scope: trio.CancelScope) -> None:
         """Give the next chunk its time."""
+        self._sending.pop(scope, None)  # to the end of the line
+        self._sending[scope] = trio.current_time()
         scope.deadline = trio.current_time() + self._stall_seconds
+
+    def set_new(self, scope: trio.CancelScope, seconds: float) -> None:
+        """Give a connection so long to shake hands, or to send its first request."""
+        self._wait(self._new, scope, seconds)
 
     def set_idle(self, reading: trio.CancelScope, is_idle: bool) -> None:
         """Give a connection `idle_seconds` to send a request, or end it if we are stopping; or let it read on."""
         if is_idle:
-            self._idle[reading] = trio.current_time()
-            reading.deadline = trio.current_time() + self.limits.idle_seconds
-            if self._is_stopping:
-                reading.cancel()
+            self._wait(self._idle, reading, self.limits.idle_seconds)
         else:
-            self._idle.pop(reading, None)
+            self.forget(reading)
             reading.deadline = math.inf
+
+    def set_refused(self, reading: trio.CancelScope) -> None:
+        """Give a connection `linger_seconds` to send what nobody wants."""
+        self._wait(self._refused, reading, self.limits.linger_seconds)
+
+    def forget(self, scope: trio.CancelScope) -> None:
+        """It waits no more."""
+        for waiting in (self._new, self._idle, self._refused):
+            waiting.pop(scope, None)
+
+    def _wait(self, waiting: dict[trio.CancelScope, float], scope: trio.CancelScope, seconds: float) -> None:
+        self.forget(scope)
+        waiting[scope] = trio.current_time()
+        scope.deadline = trio.current_time() + seconds
+        if self._is_stopping and waiting is not self._refused:
+            scope.cancel()
 
     def stop(self) -> None:
         """End what is idle, and wait less for clients that do not read."""
         self._is_stopping = True
-        for reading in self._idle:
+        for reading in (*self._new, *self._idle):
             reading.cancel()
         self._stall_seconds = min(self._stall_seconds, self.limits.stop_stall_seconds)
         latest = trio.current_time() + self._stall_seconds
@@ -166,8 +197,12 @@ class Connection:
         stream = self._stream
         is_tls = isinstance(stream, trio.SSLStream)
         if isinstance(stream, trio.SSLStream):
-            with trio.fail_after(self._crowd.limits.handshake_seconds):
-                await stream.do_handshake()
+            with trio.fail_after(self._crowd.limits.handshake_seconds) as scope:
+                self._crowd.set_new(scope, self._crowd.limits.handshake_seconds)
+                try:
+                    await stream.do_handshake()
+                finally:
+                    self._crowd.forget(scope)
             socket = stream.transport_stream.socket
         else:
             socket = stream.socket
@@ -184,11 +219,11 @@ class Connection:
                 self._take,
             )
             await self._protocol.initiate()
-            self._crowd.set_idle(self._reading, True)
+            self._crowd.set_new(self._reading, self._crowd.limits.idle_seconds)
             try:
                 await self._read()
             finally:
-                self._crowd.set_idle(self._reading, False)
+                self._crowd.forget(self._reading)
 
     async def _read(self) -> None:
         """Hand over what the client sends, until it ends or breaks off."""
@@ -244,7 +279,7 @@ class Connection:
         if self._protocol.has_read_all:
             self._reading.cancel()
         else:
-            self._reading.deadline = trio.current_time() + self._crowd.limits.linger_seconds
+            self._crowd.set_refused(self._reading)
         if isinstance(self._stream, trio.SocketStream):
             with contextlib.suppress(OSError):
                 self._stream.socket.shutdown(trio.socket.SHUT_WR)

@@ -41,8 +41,8 @@ class ServerLimits:
     """What the server allows to a connection.
 
     Attributes:
-        max_connections: One more ends the one that has been idle the longest; if none is idle it is answered with 503.
-            A connection costs about 50 KiB and a descriptor.
+        max_connections: One more ends one that has been idle or has stalled, the longest; if there is none it is
+            answered with 503. A connection costs about 50 KiB and a descriptor.
         idle_seconds: A connection without a request is closed after so long; also the time for a request's headers.
         stall_seconds: A client that takes none of `connection.CHUNK` bytes of an answer for so long is cut off.
         stop_stall_seconds: The same while the server stops.
@@ -52,7 +52,7 @@ class ServerLimits:
         networks: Who may connect by TCP; None: everybody who can.
     """
 
-    max_connections: int = 256
+    max_connections: int = 1024
     idle_seconds: float = 30.0
     stall_seconds: float = 20.0
     stop_stall_seconds: float = 1.0
