@@ -116,3 +116,32 @@ def test_a_reading_that_was_not_ended_counts_for_nothing(reading: Reading) -> No
     assert not reading.stamps.are_unchanged()
     reading.read()
     assert reading.stamps.are_unchanged()
+
+
+def test_without_priority_folders_nothing_has_to_be_read_to_know_it(
+    spool: SpoolDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(spool)
+    if os.stat(spool.path).st_nlink != 3:
+        pytest.skip("this file system does not count the links of folders")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "scandir", None)
+        assert spool.priorities() == []
+    put(spool, 5)
+    put(spool, 40)
+    assert spool.priorities() == ["5", "40"]
+
+
+@pytest.mark.parametrize("links", [1, 2])
+def test_priority_folders_are_found_where_links_are_not_counted(
+    links: int, spool: SpoolDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(spool, 5)
+    real = os.stat
+
+    def stat(path: str) -> os.stat_result:
+        return os.stat_result([*real(path)[:3], links, *real(path)[4:10]])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", stat)
+        assert spool.priorities() == ["5"]

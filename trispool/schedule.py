@@ -47,13 +47,13 @@ _BRIEF: Final = struct.Struct("<8xdq18xB")
 """Of a record: due_at, the microseconds of the order, flags."""
 
 _FLAGS_AT: Final = _SIZE - 1
-_NO_RECORD: Final = bytes(_SIZE)
 _FRESH: Final = 1
 _READY: Final = 2
 _ODD: Final = 0xFFFF
 """In place of the length: the entry is not one that a record can hold; see `_odd`."""
 
 _SLOT: Final = 0xFFFF_FFFF
+_pack: Final = _RECORD.pack
 _unpack: Final = _RECORD.unpack_from
 _tuple: Final = tuple.__new__
 _DOUBLE: Final = struct.Struct("<d")
@@ -131,30 +131,33 @@ class Schedule:
         if ref in self._keys:
             self._leave(self._keys.pop(ref) & _SLOT)
             self._compact()
-        if self._free:
-            slot = self._free.pop()
-        else:
-            slot = len(self._refs)
-            self._refs.append(None)
-            self._records += _NO_RECORD
-            self._marks.append(0)
         cut = len(ref) - len(task_id)
         flags = _FRESH if fresh else 0
         microseconds, counter = order
         try:
             if cut and not (0 <= cut < _ODD and ref.endswith(task_id)):
                 raise struct.error
-            number = -1 if priority is None else priority
-            _RECORD.pack_into(self._records, slot * _SIZE, at, due_at, microseconds, counter, number, cut, flags)
+            record = _pack(at, due_at, microseconds, counter, -1 if priority is None else priority, cut, flags)
+            is_odd = False
         except struct.error:
+            record = _pack(at, due_at, 0, 0, 0, _ODD, flags)
+            is_odd = True
+        if self._free:
+            slot = self._free.pop()
+            self._refs[slot] = ref
+            self._records[slot * _SIZE : slot * _SIZE + _SIZE] = record
+            self._marks[slot] = mark
+        else:
+            slot = len(self._refs)
+            self._refs.append(ref)
+            self._records += record
+            self._marks.append(mark)
+        if is_odd:
             self._odd[slot] = entry
-            _RECORD.pack_into(self._records, slot * _SIZE, at, due_at, 0, 0, 0, _ODD, flags)
-        self._marks[slot] = mark
-        self._refs[slot] = ref
         if due_at <= now:
             self._make_ready(ref, slot, priority, order)
         else:
-            key = _BITS.unpack(_DOUBLE.pack(due_at))[0] << 32 | slot
+            key = _BITS.unpack_from(record, _DOUBLE.size)[0] << 32 | slot
             self._keys[ref] = key
             heapq.heappush(self._later, key)
 

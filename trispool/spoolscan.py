@@ -34,8 +34,8 @@ __all__ = [
 SETTLE_SECONDS: Final = 1.0
 """A file that appeared by itself and was not closed by its writer is left alone this long (a link, a slow copy)."""
 
-SCAN_CHUNK: Final = 256
-"""Files looked at (about 5 µs each) before a scan hands over what it found."""
+SCAN_CHUNK: Final = 512
+"""Files looked at (about 4 µs each) before a scan hands over what it found; to take that in costs about 2 µs each."""
 
 NAMES_CHUNK: Final = 1024
 """Files of which only the names are read (about 0.6 µs each)."""
@@ -50,6 +50,8 @@ _TICK: Final = 50_000_000
 
 _State: TypeAlias = tuple[int, int, int, int]
 """Of a folder: which it is, and when its names, and it itself, have changed."""
+
+_tuple: Final = tuple.__new__
 
 _MISSING: Final = -1
 _TOO_YOUNG: Final = -2
@@ -67,7 +69,8 @@ def entry_of(name: str, ref: str, status: os.stat_result, priority: int | None, 
     """
     at = status.st_mtime_ns / NANO
     fresh = now - status.st_ctime_ns / NANO < SETTLE_SECONDS
-    return Entry(name, ref, at, priority, spoolfile.order_of(name, at), fresh)
+    # As Entry(...) does, in half the time.
+    return _tuple(Entry, (name, ref, at, priority, spoolfile.order_of(name, at), fresh))
 
 
 def scan(path: str, foreign: dict[str, str], stamps: Stamps | None = None) -> Generator[list[Entry], None, None]:
@@ -208,6 +211,10 @@ def priorities(path: str) -> list[str]:
     Raises:
         OSError: The directory cannot be read.
     """
+    # On most file systems each folder in it has a link to it: with two of its own and one from ours there can be no
+    # other. Reading a million names takes a second. (Other file systems say 1, or 2, whatever there is.)
+    if os.stat(path).st_nlink == 3 and os.path.isdir(f"{path}/{STATE_DIR}"):
+        return []
     with os.scandir(path) as entries:
         return [folder for _, folder in sorted(_priority_folders(entries))]
 

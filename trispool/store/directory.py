@@ -44,7 +44,7 @@ FILES_A_CALL: Final = 256
 ROWS_A_CALL: Final = 10_000
 """Rows of the database, some 50 ms."""
 
-SCAN_CHUNK: Final = 256
+ROWS_CHUNK: Final = 256
 """Tasks without a file, that a scan hands over in one go."""
 
 MAX_WAITING: Final = 4096
@@ -229,7 +229,7 @@ class DirectoryStore:
             await self._watch.renew()
         if self._behind is not None:
             # First: one that gets its file now is then found below, or has been found here.
-            for entries in self._behind.rows.entries(SCAN_CHUNK):
+            for entries in self._behind.rows.entries(ROWS_CHUNK):
                 yield entries
                 await trio.lowlevel.checkpoint()
         if unknown is not None:
