@@ -1,7 +1,7 @@
 # make run     the service as config.toml says; needs Python 3.11 and make, the rest goes into .venv
 # make test    all tests, with a real nginx and a real uWSGI (installs nginx, gcc and headers where missing)
 # make check   style, types and layers
-# make bench   trispool against uWSGI on this machine
+# make bench   trispool against uWSGI and other queues on this machine (installs Redis and PostgreSQL where missing)
 # make faults  kills, errors, torn files, floods: hours of them; the tables of docs/reliability.md
 # make clean   what these have made
 #
@@ -32,7 +32,7 @@ check: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --quiet tests/test_layers.py
 
-bench: $(VENV)/.test
+bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks $(ARGS)
 
 faults: $(VENV)/.test
@@ -57,6 +57,11 @@ $(VENV)/.test: $(SOURCES)
 	@scripts/test-tools $(BIN)/python
 	$(INSTALL) --editable ".[test,dev]"
 	@touch $(VENV)/.run $@
+
+$(VENV)/.bench: $(VENV)/.test
+	@scripts/bench-tools
+	$(INSTALL) --editable ".[bench]"
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis

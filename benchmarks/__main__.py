@@ -1,104 +1,115 @@
-"""`python -m benchmarks`: trispool and uWSGI in turn, several rounds, tables on stdout."""
+"""`python -m benchmarks`: those who take part in turn, several rounds, tables on stdout and into the docs."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from benchmarks.client import run_load, trivial_responder
-from benchmarks.machine import describe
-from benchmarks.records import CAPACITY
-from benchmarks.report import Table
-from benchmarks.scenarios import SCENARIOS, Sizes, packet
-from benchmarks.servers import ServerFailed
+from benchmarks import disk, document, goals
+from benchmarks.machine import commit, describe
+from benchmarks.report import Result
+from benchmarks.scenarios import SCENARIOS
+from benchmarks.servers import ROOT, ServerFailed
+from benchmarks.sizes import Sizes
 
-_DEFAULTS = Sizes()
-_COUNT = click.IntRange(1, CAPACITY // 2)
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+def _sizes(command: Callable[..., Any]) -> Callable[..., Any]:
+    """An option for each field of `Sizes`."""
+    for field in reversed(dataclasses.fields(Sizes)):
+        limits = click.IntRange(1, field.metadata["most"])
+        name = f"--{field.name.replace('_', '-')}"
+        text = field.metadata["help"]
+        command = click.option(name, default=field.default, show_default=True, type=limits, help=text)(command)
+    return command
 
 
 @click.command()
 @click.argument("benchmarks", nargs=-1, type=click.Choice(list(SCENARIOS)))
-@click.option(
-    "--rounds", default=3, show_default=True, type=click.IntRange(1, 100), help="Of each, the servers in turn."
-)
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(1, 100), help="At most, of each.")
 @click.option(
     "--directory",
     default=None,
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Where the spools are made (and removed): the disk matters. Default: the system's temporary one.",
+    help="Where the spools are made (and removed): the disk matters. Default: a fresh ext4 of their own, in a file of "
+    "the system's temporary directory, where root may mount one; else that directory.",
 )
-@click.option("--enqueue", default=_DEFAULTS.enqueue, show_default=True, type=_COUNT, help="Tasks by each socket.")
-@click.option("--http", default=_DEFAULTS.http, show_default=True, type=_COUNT, help="Tasks by HTTP, one at a time.")
+@click.option("--write", is_flag=True, help="Put tables and plots into the docs.")
 @click.option(
-    "--http-batches", default=_DEFAULTS.http_batches, show_default=True, type=click.IntRange(1, 500), help="By HTTP."
+    "--docs",
+    default=document.DOCS,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Where these are; those of this checkout by default.",
 )
-@click.option("--waiting", default=_DEFAULTS.waiting, show_default=True, type=click.IntRange(1), help="Tasks to list.")
-@click.option(
-    "--finished", default=_DEFAULTS.finished, show_default=True, type=click.IntRange(1), help="Tasks in the history."
-)
-@click.option("--asked", default=_DEFAULTS.asked, show_default=True, type=click.IntRange(1), help="Times, each page.")
-@click.option("--drain", default=_DEFAULTS.drain, show_default=True, type=_COUNT, help="Files to drain.")
-@click.option("--latency", default=_DEFAULTS.latency, show_default=True, type=_COUNT, help="Tasks one at a time.")
-@click.option(
-    "--scheduled", default=_DEFAULTS.scheduled, show_default=True, type=click.IntRange(1), help="Tasks for tomorrow."
-)
-@click.option(
-    "--scheduled-latency",
-    default=_DEFAULTS.scheduled_latency,
-    show_default=True,
-    type=_COUNT,
-    help="Tasks one at a time beside them.",
-)
-@click.option("--at", default=_DEFAULTS.at, show_default=True, type=_COUNT, help="Tasks with a time.")
-@click.option(
-    "--processes", default=_DEFAULTS.processes, show_default=True, type=click.IntRange(1, 64), help="Client processes."
-)
-@click.option(
-    "--connections",
-    default=_DEFAULTS.connections,
-    show_default=True,
-    type=click.IntRange(1, 256),
-    help="Of each client process at once.",
-)
-def main(benchmarks: tuple[str, ...], rounds: int, directory: Path | None, **counts: int) -> None:
-    """Compare trispool with uWSGI: all BENCHMARKS, or those named."""
+@_sizes
+def main(
+    benchmarks: tuple[str, ...], rounds: int, directory: Path | None, write: bool, docs: Path, **counts: int
+) -> None:
+    """Compare trispool with uWSGI and with other queues: all BENCHMARKS, or those named."""
     sizes = Sizes(**counts)
-    workspace = Path(tempfile.mkdtemp(prefix="bench-", dir=directory))
     try:
-        click.echo(f"## trispool and uWSGI, {time.strftime('%Y-%m-%d %H:%M')}, {rounds} rounds: median (least-most)\n")
-        click.echo("".join(f"- {line}\n" for line in describe(workspace)))
-        for name in benchmarks or SCENARIOS:
-            _run(name, workspace, sizes, rounds)
+        with _workspace(directory) as workspace:
+            circumstances = [f"{time.strftime('%Y-%m-%d')}, commit {commit(ROOT)}", *describe(workspace)]
+            for name in benchmarks or SCENARIOS:
+                began = time.monotonic()
+                result = _run(name, workspace, sizes, rounds, circumstances)
+                click.echo("\n".join([*result.lines(), ""]))
+                click.echo(f"{name}: {time.monotonic() - began:.0f} s", err=True)
+                if write:
+                    _write(docs, name, result)
     except ServerFailed as error:
         click.echo(f"failed: {error}", err=True)
         sys.exit(1)
-    finally:
-        # Only now: mass deletes between the runs would slow down some file systems.
-        shutil.rmtree(workspace)
+    if write:
+        click.echo("\n".join(goals.lines(document.kept(docs / document.FIGURES))))
 
 
-def _run(name: str, workspace: Path, sizes: Sizes, rounds: int) -> None:
+@contextlib.contextmanager
+def _workspace(directory: Path | None) -> Iterator[Path]:
+    with contextlib.ExitStack() as stack:
+        if directory is None:
+            directory = stack.enter_context(disk.fresh())
+        workspace = Path(tempfile.mkdtemp(prefix="bench-", dir=directory))
+        workspace.chmod(0o711)  # Redis and PostgreSQL run as users of their own
+        try:
+            yield workspace
+        finally:
+            # Only now: mass deletes between the runs would slow down some file systems.
+            shutil.rmtree(workspace)
+
+
+def _run(name: str, workspace: Path, sizes: Sizes, rounds: int, circumstances: list[str]) -> Result:
     scenario = SCENARIOS[name]
-    notes = scenario.notes(sizes)
-    if name == "enqueue":
-        notes.append(_client_limit(workspace, sizes))
-    table = Table(scenario.title(sizes), notes)
+    rounds = min(rounds, scenario.rounds)
+    of_run = [f"{'1 round' if rounds == 1 else f'{rounds} rounds'}; {'; '.join(circumstances)}"]
+    result = Result(scenario.title(sizes), list(scenario.notes(sizes)), of_run, ranked=scenario.ranked)
     for number in range(rounds):
-        for kind in scenario.kinds:
-            table.add(kind, scenario.run(kind, workspace / f"{name}-{number}-{kind.name}", sizes))
-    click.echo("\n".join(table.lines()))
+        for place, (who, run) in enumerate(scenario.runs.items()):
+            result.add(who, run(workspace / f"{name}-{number}-{place}", sizes))
+    return result
 
 
-def _client_limit(workspace: Path, sizes: Sizes) -> str:
-    packets = [packet(number) for number in range(sizes.enqueue)]
-    with trivial_responder(workspace / "responder") as addresses:
-        unix, tcp = (run_load(address, packets, sizes.processes, sizes.connections).rate for address in addresses)
-    return f"The client's limit, against a server that only answers: {unix:,.0f}/s by Unix socket, {tcp:,.0f}/s by TCP."
+def _write(docs: Path, name: str, result: Result) -> None:
+    """At once, so that what has run is there if a later benchmark fails."""
+    figures, page = docs / document.FIGURES, docs / document.PAGE
+    results = document.kept(figures) | {name: result}
+    document.keep(figures, results)
+    text = document.replaced(page.read_text(), name, "\n".join(result.lines()))
+    page.write_text(document.replaced(text, "goals", "\n".join(goals.lines(results))))
+    # Only here: it takes a second, and is not installed where nothing is to be drawn.
+    from benchmarks import plots
+
+    plots.draw(docs / "plots", results)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ itself has a limit, which `trivial_responder` shows: the same exchange with a se
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import itertools
 import multiprocessing
@@ -24,7 +25,17 @@ if TYPE_CHECKING:
     from multiprocessing.synchronize import Barrier
     from pathlib import Path
 
-__all__ = ["STALLED_SECONDS", "Address", "Drive", "Load", "exchange", "run_load", "trivial_responder"]
+__all__ = [
+    "STALLED_SECONDS",
+    "Address",
+    "Client",
+    "Drive",
+    "Load",
+    "exchange",
+    "run_clients",
+    "run_load",
+    "trivial_responder",
+]
 
 Address: TypeAlias = "str | tuple[str, int]"
 """A Unix socket's path, or host and port."""
@@ -32,6 +43,9 @@ Address: TypeAlias = "str | tuple[str, int]"
 Drive: TypeAlias = "Callable[[Address, Sequence[str], Sequence[bytes], int], tuple[list[float], int]]"
 """What a client process does: with an address, its own source addresses, what to send, and how many connections to have
 open at once. It returns the latencies and how much was refused."""
+
+Client: TypeAlias = "Callable[[], tuple[list[float], int]]"
+"""Sends all that one process has to send; returns the latencies and how much was refused."""
 
 ANSWER: Final = b"\xff\x00\x00\x01"
 """What uWSGI says of a task that it has spooled."""
@@ -91,13 +105,29 @@ def run_load(
     Raises:
         RuntimeError: A client process failed.
     """
+
+    def client(number: int) -> Client:
+        sources = [] if isinstance(address, str) else [f"127.1.{number}.{last}" for last in range(1, SOURCES + 1)]
+        return functools.partial(drive or _drive, address, sources, packets[number::processes], connections)
+
+    return run_clients(client, processes)
+
+
+def run_clients(make: Callable[[int], Client], processes: int) -> Load:
+    """Run clients in processes of their own, which start to send at the same time.
+
+    Args:
+        make: Makes ready, in the process with that number, what is to run there. The time it takes is not measured.
+        processes: How many.
+
+    Raises:
+        RuntimeError: A client process failed.
+    """
     barrier = _fork.Barrier(processes)
     running = []
     for number in range(processes):
         receiving, sending = _fork.Pipe(duplex=False)
-        sources = [] if isinstance(address, str) else [f"127.1.{number}.{last}" for last in range(1, SOURCES + 1)]
-        arguments = (address, sources, packets[number::processes], connections, drive or _drive, barrier, sending)
-        process = _fork.Process(target=_client_process, args=arguments, daemon=True)
+        process = _fork.Process(target=_client_process, args=(make, number, barrier, sending), daemon=True)
         process.start()
         sending.close()
         running.append((process, receiving))
@@ -122,19 +152,12 @@ def run_load(
     return Load(min(began), max(ended) - min(began), latencies, refused)
 
 
-def _client_process(
-    address: Address,
-    sources: Sequence[str],
-    packets: Sequence[bytes],
-    connections: int,
-    drive: Drive,
-    barrier: Barrier,
-    result: Connection,
-) -> None:
+def _client_process(make: Callable[[int], Client], number: int, barrier: Barrier, result: Connection) -> None:
+    client = make(number)
     gc.disable()
     barrier.wait(STALLED_SECONDS)
     began = time.monotonic()
-    latencies, refused = drive(address, sources, packets, connections)
+    latencies, refused = client()
     result.send((began, time.monotonic(), latencies, refused))
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import statistics
+import subprocess
 import time
 from pathlib import Path
 from typing import Final
 
-__all__ = ["create_cost", "describe", "file_system"]
+__all__ = ["commit", "create_cost", "describe", "file_system"]
 
 PROBE_FILES: Final = 500
 
@@ -25,6 +26,22 @@ def describe(directory: Path) -> list[str]:
         f"load before the run: {os.getloadavg()[0]:.2f}",
         f"spools on {file_system(directory)}",
     ]
+
+
+def commit(directory: Path) -> str:
+    """The commit of a work tree, and whether its sources have been changed since."""
+    head = _git(directory, "rev-parse", "--short", "HEAD")
+    # The docs are what the benchmarks themselves write.
+    changed = _git(directory, "status", "--porcelain", "--untracked-files=no", "--", "trispool", "benchmarks")
+    return f"{head or 'unknown'}{' with changes' if changed else ''}"
+
+
+def _git(directory: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=directory, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip() if not done.returncode else ""
 
 
 def file_system(directory: Path) -> str:

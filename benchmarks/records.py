@@ -4,6 +4,9 @@
 
 One file a process, named by its pid. CLOCK_MONOTONIC is the same in all processes, so a time that the client took
 before it sent may be subtracted.
+
+Where a process runs but one task (RQ's workers fork for each), all append to one file, `appended`, the same without the
+count: a system call, and thus two microseconds more a task.
 """
 
 from __future__ import annotations
@@ -17,11 +20,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["CAPACITY", "Record", "Recorder", "Records"]
+__all__ = ["CAPACITY", "Appender", "Record", "Recorder", "Records"]
 
 CAPACITY: Final = 1 << 18
 """Records of one process. The file is sparse, so what is not used costs nothing."""
 
+_APPENDED: Final = "appended"
 _COUNT: Final = struct.Struct("<Q")
 _RECORD: Final = struct.Struct("<ddd")
 
@@ -70,6 +74,22 @@ class Recorder:
         return self._page
 
 
+class Appender:
+    """The handler's side where it runs in many processes, or in several threads.
+
+    Args:
+        folder: Where the file is.
+    """
+
+    def __init__(self, folder: str) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        self._fd = os.open(os.path.join(folder, _APPENDED), flags, 0o600)
+
+    def add(self, key: float) -> None:
+        """A task has started."""
+        os.write(self._fd, _RECORD.pack(key, time.time(), time.monotonic()))
+
+
 class Records:
     """The measuring side: what all processes have recorded so far.
 
@@ -84,7 +104,8 @@ class Records:
     def count(self) -> int:
         """How many tasks have started."""
         self._find()
-        return sum(self._counts().values())
+        appended = self._folder / _APPENDED
+        return sum(self._counts().values()) + (appended.stat().st_size // _RECORD.size if appended.exists() else 0)
 
     def read(self, skip: int = 0) -> list[Record]:
         """All starts, in the order of time.
@@ -97,6 +118,8 @@ class Records:
         for name, count in self._counts().items():
             end = _COUNT.size + count * _RECORD.size
             found += [Record(*numbers) for numbers in _RECORD.iter_unpack(self._pages[name][_COUNT.size : end])]
+        if (appended := self._folder / _APPENDED).exists():
+            found += [Record(*numbers) for numbers in _RECORD.iter_unpack(appended.read_bytes())]
         found.sort(key=lambda record: record.monotonic)
         return found[skip:]
 
@@ -108,7 +131,7 @@ class Records:
 
     def _find(self) -> None:
         for path in self._folder.iterdir():
-            if path.name not in self._pages and path.stat().st_size:
+            if path.name != _APPENDED and path.name not in self._pages and path.stat().st_size:
                 with path.open("rb") as file:
                     self._pages[path.name] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 

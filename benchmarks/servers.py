@@ -10,8 +10,6 @@ import contextlib
 import enum
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,15 +18,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from benchmarks.client import exchange
+from benchmarks.processes import cpu_seconds, end, family, free_port, resident_bytes, start
 from benchmarks.records import Records
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["Kind", "Server", "ServerFailed", "prepare", "running", "uwsgi_binary"]
+__all__ = ["ROOT", "Kind", "Server", "ServerFailed", "prepare", "running", "uwsgi_binary"]
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-HANDLER: Final = ROOT / "benchmarks" / "handler.py"
+HANDLERS: Final = ROOT / "benchmarks" / "handler.py"
 
 START_SECONDS: Final = 60.0
 STOP_SECONDS: Final = 15.0
@@ -36,7 +35,6 @@ STOP_SECONDS_UWSGI: Final = 0.5
 """Before it is killed. uWSGI often waits for a worker that has long gone, and has nothing to lose here."""
 
 _PING: Final = bytes([100, 0, 0, 0])
-_TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 class ServerFailed(Exception):
@@ -94,11 +92,11 @@ class Server:
 
     def cpu_seconds(self) -> float:
         """What all its processes have used since they were started; exact to 0.01 s a process."""
-        ticks = 0
-        for pid in _family(self.process.pid):
-            with contextlib.suppress(OSError):
-                ticks += sum(map(int, _stat(pid)[11:13]))
-        return ticks / _TICKS
+        return cpu_seconds(family(self.process.pid))
+
+    def resident_bytes(self) -> int:
+        """The memory of all its processes."""
+        return resident_bytes(family(self.process.pid))
 
     def log_end(self) -> str:
         """The end of its output."""
@@ -123,37 +121,30 @@ def prepare(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def running(kind: Kind, folder: Path, *, frequency: int = 30) -> Iterator[Server]:
+def running(kind: Kind, folder: Path, *, frequency: int = 30, handlers: Path = HANDLERS) -> Iterator[Server]:
     """A server, from when its sockets answer. Leaving the block ends it.
 
     Args:
         kind: Which.
         folder: As `prepare` has made it.
         frequency: Seconds between its scans.
+        handlers: A file with handlers.
 
     Raises:
         ServerFailed: It does not start, or has ended within the block.
     """
-    unix, tcp = os.fspath(folder / "sock"), ("127.0.0.1", _free_port())
+    unix, tcp = os.fspath(folder / "sock"), ("127.0.0.1", free_port())
     if kind is Kind.UWSGI:
-        command = _uwsgi_command(folder, unix, tcp, frequency)
+        command = _uwsgi_command(folder, unix, tcp, frequency, handlers)
     else:
-        command = _trispool_command(kind, folder, unix, tcp, frequency)
+        command = _trispool_command(kind, folder, unix, tcp, frequency, handlers)
     log, seen = folder / "log", folder / "records"
     # A folder may serve several servers in turn.
     shutil.rmtree(seen, ignore_errors=True)
     seen.mkdir()
-    environment = {**os.environ, "PYTHONPATH": os.fspath(ROOT), "BENCHMARK_RECORDS": os.fspath(seen)}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    log.unlink(missing_ok=True)
+    environment = {"PYTHONPATH": os.fspath(ROOT), "BENCHMARK_RECORDS": os.fspath(seen)}
+    process = start(command, folder, log, environment)
     records = Records(seen)
     server = Server(process, unix, tcp, records, log)
     try:
@@ -167,10 +158,10 @@ def running(kind: Kind, folder: Path, *, frequency: int = 30) -> Iterator[Server
             raise
     finally:
         records.close()
-        _stop(process, STOP_SECONDS_UWSGI if kind is Kind.UWSGI else STOP_SECONDS)
+        end(process, STOP_SECONDS_UWSGI if kind is Kind.UWSGI else STOP_SECONDS)
 
 
-def _uwsgi_command(folder: Path, unix: str, tcp: tuple[str, int], frequency: int) -> Sequence[str]:
+def _uwsgi_command(folder: Path, unix: str, tcp: tuple[str, int], frequency: int, handlers: Path) -> Sequence[str]:
     binary = uwsgi_binary()
     if binary is None:
         raise ServerFailed("there is no uwsgi, neither beside the interpreter nor on PATH: pip install uwsgi==2.0.31")
@@ -180,11 +171,13 @@ def _uwsgi_command(folder: Path, unix: str, tcp: tuple[str, int], frequency: int
         *("--socket", unix, "--socket", f"{tcp[0]}:{tcp[1]}"),
         *("--spooler", os.fspath(folder / "spool"), "--spooler-processes", "2"),
         *("--spooler-frequency", str(frequency), "--spooler-quiet", "--disable-logging"),
-        *("--import", os.fspath(HANDLER)),
+        *("--import", os.fspath(handlers)),
     ]
 
 
-def _trispool_command(kind: Kind, folder: Path, unix: str, tcp: tuple[str, int], frequency: int) -> Sequence[str]:
+def _trispool_command(
+    kind: Kind, folder: Path, unix: str, tcp: tuple[str, int], frequency: int, handlers: Path
+) -> Sequence[str]:
     durability = "fsync" if kind is Kind.FSYNC else "os"
     config = folder / "config.toml"
     config.write_text(
@@ -203,7 +196,7 @@ bind = "{tcp[0]}:{tcp[1]}"
 [[spool]]
 name = "default"
 directory = "{folder}/spool"
-import = ["{HANDLER}"]
+import = ["{handlers}"]
 processes = 2
 frequency = {frequency}
 durability = "{durability}"
@@ -224,44 +217,3 @@ def _wait_until_it_answers(server: Server) -> None:
             if time.monotonic() > deadline:
                 raise ServerFailed(f"{address} does not answer after {START_SECONDS} s\n{server.log_end()}")
             time.sleep(0.005)
-
-
-def _stop(process: subprocess.Popen[bytes], seconds: float) -> None:
-    # A copy, since those whose parent has died are nobody's children any more.
-    family = _family(process.pid)
-    process.terminate()
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    for pid in family:
-        # Still ours and not a stranger with the same number: the session is the one that was made for it.
-        with contextlib.suppress(OSError):
-            if os.getsid(pid) == process.pid:
-                os.kill(pid, signal.SIGKILL)
-
-
-def _family(pid: int) -> list[int]:
-    """A process and all that it has started."""
-    children: dict[int, list[int]] = {}
-    for entry in os.scandir("/proc"):
-        if entry.name.isdecimal():
-            with contextlib.suppress(OSError):
-                children.setdefault(int(_stat(int(entry.name))[1]), []).append(int(entry.name))
-    family = [pid]
-    for member in family:
-        family += children.get(member, [])
-    return family
-
-
-def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the state on: 1 is the parent, 11 and 12 the user and system time."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
