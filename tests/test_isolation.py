@@ -87,6 +87,16 @@ def garble():
     time.sleep(1000)
 
 @handler
+def garble_text():
+    for fd in range(3, 100):
+        try:
+            if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                os.write(fd, b"\\0\\0\\0\\x13\\x94\\xa8progress\\xa1\\xff\\xca\\0\\0\\0\\0\\xa1x")
+        except OSError:
+            pass
+    time.sleep(1000)
+
+@handler
 def garble_length():
     for fd in range(3, 100):
         try:
@@ -222,7 +232,7 @@ async def test_nobody_is_to_blame_when_an_idle_worker_is_killed(handlers: str, r
         assert (recorder.returned, recorder.suspects) == ([], [])
 
 
-@pytest.mark.parametrize("name", ["close_all", "garble", "garble_length"])
+@pytest.mark.parametrize("name", ["close_all", "garble", "garble_text", "garble_length"])
 async def test_worker_is_killed_when_a_handler_spoils_its_connection(
     handlers: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

@@ -257,7 +257,7 @@ class WorkerLink:
                 if frame is None:
                     return count
                 message = _decoder.decode(frame)
-            except (frames.MalformedFrame, msgspec.MsgspecError) as error:
+            except (frames.MalformedFrame, msgspec.MsgspecError, UnicodeDecodeError) as error:
                 self._is_garbled = True
                 self._log.error("worker_broke_the_protocol", worker=self.pid, error=str(error))
                 return None
