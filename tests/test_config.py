@@ -381,6 +381,21 @@ def test_a_file_that_is_not_toml_is_said_to_be_none_with_its_place() -> None:
     assert "end of document" in problem
 
 
+@pytest.mark.parametrize("number", ["9" * 400, "9" * 5000, "0x" + "f" * 5000, str(2**63)])
+def test_a_number_that_nobody_can_hold_is_a_problem_like_others(number: str) -> None:
+    [problem] = problems(f"grace_seconds = {number}\n{SPOOL}")
+    assert problem.startswith("not TOML: ")
+    for expected in (f'grace_seconds = "{number[:10]}', "listen[0].accept_modifiers"):
+        listen = f'{SPOOL}[[listen]]\nbind = "127.0.0.1:1"'
+        found = problems(listen, TRISPOOL_GRACE_SECONDS=number, TRISPOOL_LISTEN_0_ACCEPT_MODIFIERS=number)
+        assert any(problem.startswith(expected) for problem in found)
+
+
+def test_a_variable_that_is_nested_too_deep_is_a_text_like_others() -> None:
+    [problem] = problems(SPOOL, TRISPOOL_GRACE_SECONDS="[" * 100_000)
+    assert problem.startswith('grace_seconds = "[[[')
+
+
 def test_a_long_value_is_cut_in_the_message() -> None:
     [problem] = problems(spool(durability=f'"{"x" * 1000}"'))
     assert len(problem) < 150

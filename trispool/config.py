@@ -76,9 +76,27 @@ def parse(text: str) -> dict[str, Any]:
         ConfigError: It is not TOML.
     """
     try:
-        return tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        return _loads(text)
+    except (ValueError, RecursionError) as error:
         raise ConfigError([f"not TOML: {error}"]) from None
+
+
+def _loads(text: str) -> dict[str, Any]:
+    """The values of a TOML text; tomllib has a ValueError of its own for a number of 4,301 digits.
+
+    Raises:
+        ValueError: It is not TOML, or has a number that no 64 bits hold, which TOML lets us refuse. Python could not
+            even print a very large one.
+    """
+    data = tomllib.loads(text)
+    values: list[Any] = [data]
+    while values:
+        value = values.pop()
+        if isinstance(value, dict | list):
+            values += value.values() if isinstance(value, dict) else value
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise ValueError("a number that has more than 64 bits")
+    return data
 
 
 def build(
@@ -160,10 +178,10 @@ def _locate(name: str, data: dict[str, Any]) -> tuple[Location, type[Section]] |
 def _from_text(section: type[Section], key: str, text: str) -> object:
     candidates: list[object] = [text]
     try:
-        candidates.append(tomllib.loads(f"value = {text}")["value"])
-    except tomllib.TOMLDecodeError:
+        candidates.append(_loads(f"value = {text}")["value"])
+    except (ValueError, RecursionError):
         items = [item.strip() for item in text.split(",")]
-        candidates += [items, [int(item) if item.isdecimal() else item for item in items]]
+        candidates += [items, [int(item) if item.isdecimal() and len(item) < 20 else item for item in items]]
     return next((candidate for candidate in candidates if is_good(section, key, candidate)), text)
 
 

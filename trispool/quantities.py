@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from typing import Final
 
 __all__ = ["read_bytes", "read_seconds"]
@@ -31,7 +31,7 @@ def read_seconds(value: object) -> float:
             return float(value)
         if value.strip() and not _PART.sub("", value):
             return sum(float(number) * _SECONDS[unit] for number, unit in _PART.findall(value))
-    elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0:
+    elif isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max:
         return float(value)
     raise ValueError("no length of time")
 
