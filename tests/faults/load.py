@@ -32,11 +32,14 @@ if TYPE_CHECKING:
 ANSWER_SECONDS: Final = 20.0
 """A client waits so long for an answer, and then counts it as none."""
 
-PAUSE_SECONDS: Final = 0.03
-"""The longest pause of a sender between two bursts."""
+PAUSE_SECONDS: Final = 0.04
+"""The longest pause of a sender between two bursts: some 400 tasks a second of all senders together."""
 
-MAX_BURST: Final = 8
+MAX_BURST: Final = 6
 """Tasks that a sender sends before it reads the answers."""
+
+BURSTS: Final = 50
+"""After so many, on average, a sender goes and connects anew."""
 
 SPOOLED: Final = b"\xff\x00\x00\x01"
 
@@ -108,12 +111,14 @@ class Load:
         place: Where the service is, or will be.
         random: What is sent, and when.
         with_async: Whether the handlers have async ones.
+        pause: The longest time between two bursts of a sender, seconds.
 
     Attributes:
         sent: Every task by its number. The senders add to it; read it when they have stopped.
     """
 
-    def __init__(self, place: Place, random: chance.Random, *, with_async: bool) -> None:
+    def __init__(self, place: Place, random: chance.Random, *, with_async: bool, pause: float = PAUSE_SECONDS) -> None:
+        self.longest_pause = pause
         self.sent: dict[int, Sent] = {}
         self._numbers = itertools.count(1)
         self._stopped = threading.Event()
@@ -225,7 +230,10 @@ class _Sender(threading.Thread):
         return [self._new() for _ in range(self._random.randrange(1, MAX_BURST + 1))]
 
     def _pause(self) -> None:
-        self._load.pause(self._random.random() * PAUSE_SECONDS)
+        self._load.pause(self._random.random() * self._load.longest_pause)
+
+    def _goes_on(self) -> bool:
+        return not self._load.is_stopped and self._random.random() > 1 / BURSTS
 
     def _answered(self, task: _Task, answer: Answer) -> None:
         self._load.sent[task.number].answer = answer
@@ -246,7 +254,7 @@ class _UnixSender(_Sender):
 
     def _send(self) -> None:
         with contextlib.closing(self._connect()) as client, client.makefile("rb") as answers:
-            while not self._load.is_stopped:
+            while self._goes_on():
                 tasks = self._burst()
                 client.sendall(b"".join(task.packet() for task in tasks))
                 for task in tasks:
@@ -277,7 +285,7 @@ class _HttpSender(_Sender):
             with contextlib.suppress(OSError, http.client.HTTPException):
                 token = (self._place.folder / "var/token").read_text().strip()
                 with contextlib.closing(UnixConnection(os.fspath(self._place.folder / "http.sock"))) as client:
-                    while not self._load.is_stopped:
+                    while self._goes_on():
                         client.request("POST", "/api/v1/spools/default/tasks", body, _headers(tasks, token, key))
                         status = client.getresponse()
                         status.read()

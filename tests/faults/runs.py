@@ -13,7 +13,7 @@ import os
 import struct
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,17 +74,14 @@ class Recorder:
     """
 
     def __init__(self, folder: str, life: str) -> None:
-        name = f"{os.getpid()}.{life}.{time.monotonic_ns()}"
-        fd = os.open(os.path.join(folder, name), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            os.ftruncate(fd, _COUNT.size + CAPACITY * _RECORD.size)
-            self._page = mmap.mmap(fd, 0)
-        finally:
-            os.close(fd)
-        self._count = 0
+        self._folder = folder
+        self._life = life
+        self._open()
 
-    def started(self, number: int, task: str, attempt: int) -> int:
-        """A handler was called; gives what `ended` wants."""
+    def started(self, number: int, task: str, attempt: int) -> Call:
+        """A handler was called."""
+        if self._count == CAPACITY:
+            self._open()  # the old one is closed when the last call in it has ended
         place = _COUNT.size + self._count * _RECORD.size
         _RECORD.pack_into(
             self._page, place, number, time.monotonic(), time.time(), 0.0, attempt, End.NONE, task.encode()
@@ -92,11 +89,29 @@ class Recorder:
         # Last, so that what is counted is whole.
         self._count += 1
         _COUNT.pack_into(self._page, 0, self._count)
-        return place
+        return Call(self._page, place, attempt)
 
-    def ended(self, place: int, end: End, attempt: int) -> None:
+    def _open(self) -> None:
+        name = f"{os.getpid()}.{self._life}.{time.monotonic_ns()}"
+        fd = os.open(os.path.join(self._folder, name), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            os.ftruncate(fd, _COUNT.size + CAPACITY * _RECORD.size)
+            self._page = mmap.mmap(fd, 0)
+        finally:
+            os.close(fd)
+        self._count = 0
+
+
+class Call(NamedTuple):
+    """A call of a handler that is under way."""
+
+    page: mmap.mmap
+    place: int
+    attempt: int
+
+    def ended(self, end: End) -> None:
         """It is about to return."""
-        _ENDED.pack_into(self._page, place + _ENDED_AT, time.monotonic(), attempt, end)
+        _ENDED.pack_into(self.page, self.place + _ENDED_AT, time.monotonic(), self.attempt, end)
 
 
 class Runs:

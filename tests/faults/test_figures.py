@@ -71,23 +71,26 @@ def test_the_command_prints_and_writes_and_leaves_nothing(tmp_path: Path, monkey
     document.write_text("# Head\n")
     monkeypatch.setattr(command, "DOCS", document)
     fake = Fake(Outcome("kill", 1))
+    monkeypatch.setattr(command, "scenario", lambda name: fake)
     place = tmp_path / "place"
     place.mkdir()
-    assert command._run("fake", fake, 1, 7, place, True)
+    assert command._run("fake", 1, 7, place, True)
     assert "`python -m tests.faults fake --scale 1 --seed 7`" in document.read_text()
     assert list(place.iterdir()) == []
-    assert command._run("fake", fake, 1, 7, place, False)
+    assert command._run("fake", 1, 7, place, False)
     assert fake.drawn[0] == fake.drawn[1]
     fake.outcomes = [Outcome("kill", 1, {}, ["lost"])]
-    assert not command._run("fake", fake, 1, 7, place, False)
+    assert not command._run("fake", 1, 7, place, False)
 
 
-def test_the_command_fails_when_a_scenario_does_not_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    class Broken(Fake):
-        def run(self, scale: float, folder: Path, random: Random) -> list[Outcome]:
-            raise OSError("no disk")
+def test_the_command_fails_when_a_scenario_does_not_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(name: str) -> Fake:
+        raise OSError("no disk")
 
-    assert not command._run("broken", Broken(), 1, 7, tmp_path, False)
+    monkeypatch.setattr(command, "scenario", broken)
+    assert not command._run("broken", 1, 7, tmp_path, False)
     assert "no disk" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 

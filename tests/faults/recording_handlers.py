@@ -26,11 +26,11 @@ def _end(vars: Mapping[bytes, bytes], body: bytes, end: End = End.OK) -> End:
 
 def legacy(env: dict[Any, bytes]) -> int:
     """By uWSGI's convention. Some take a while, some ask to be run again until a certain time."""
-    place = _recorder.started(int(env[b"n"]), os.path.basename(env["spooler_task_name"]).decode(), 0)
+    call = _recorder.started(int(env[b"n"]), os.path.basename(env["spooler_task_name"]).decode(), 0)
     if b"seconds" in env:
         time.sleep(float(env[b"seconds"]))
     again = time.time() < float(env.get(b"until", b"0"))
-    _recorder.ended(place, _end(env, env.get("body", b""), End.AGAIN if again else End.OK), 0)
+    call.ended(_end(env, env.get("body", b""), End.AGAIN if again else End.OK))
     return int(uwsgi.SPOOL_RETRY if again else uwsgi.SPOOL_OK)
 
 
@@ -40,13 +40,13 @@ uwsgi.spooler = legacy
 @handler
 def again(task: Task) -> None:
     """Fails as often as it was told to, in both ways."""
-    place = _recorder.started(int(task.vars[b"n"]), task.id, task.attempt)
+    call = _recorder.started(int(task.vars[b"n"]), task.id, task.attempt)
     if task.attempt <= int(task.vars[b"times"]):
-        _recorder.ended(place, _end(task.vars, task.body, End.AGAIN), task.attempt)
+        call.ended(_end(task.vars, task.body, End.AGAIN))
         if task.attempt % 2:
             raise Retry("on purpose", in_=0.05)
         raise ValueError("on purpose")
-    _recorder.ended(place, _end(task.vars, task.body), task.attempt)
+    call.ended(_end(task.vars, task.body))
 
 
 if os.environ["FAULTS_ASYNC"] == "1":
@@ -56,6 +56,6 @@ if os.environ["FAULTS_ASYNC"] == "1":
     @handler
     async def slow(task: Task) -> None:
         """Waits, many at once."""
-        place = _recorder.started(int(task.vars[b"n"]), task.id, task.attempt)
+        call = _recorder.started(int(task.vars[b"n"]), task.id, task.attempt)
         await trio.sleep(float(task.vars[b"seconds"]))
-        _recorder.ended(place, _end(task.vars, task.body), task.attempt)
+        call.ended(_end(task.vars, task.body))
