@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import time
@@ -481,6 +482,20 @@ async def test_a_file_that_is_damaged_while_it_is_read_is_set_aside(path: Path) 
         assert len(damaged_beside(path)) == 1
         ledger.record(row())
         assert await names(ledger) == [task_id()]
+
+
+async def test_a_file_that_somebody_empties_is_set_aside(path: Path) -> None:
+    async with running(path) as ledger:
+        ledger.record(row(1))
+        # Written, and not read: who opens it then finds a good file with nothing in it.
+        await ledger.commit((), generation=await ledger.look(), durable=False)
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        os.truncate(path, 0)
+        assert await names(ledger) == []
+        ledger.record(row(2))
+        assert await names(ledger) == [task_id(2)]
+        assert len(damaged_beside(path)) == 1
 
 
 async def test_a_file_that_somebody_deletes_is_begun_anew(path: Path) -> None:

@@ -25,6 +25,8 @@ LOCKED_SECONDS: Final = 5.0
 
 NO_FILE: Final = (0, 0)
 
+_DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
 
 class Damaged(Exception):
     """What is in the file is not what SQLite wrote."""
@@ -124,7 +126,9 @@ def file_at(path: str) -> tuple[int, int]:
 
 def judged(error: sqlite3.Error) -> Exception:
     """The error, or that the file is damaged if it says so."""
-    return Damaged(str(error)) if error_code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) else error
+    # Emptied under SQLite's hands it is a good file, which has nothing in it.
+    is_damaged = error_code(error) in _DAMAGED or str(error).startswith("no such table")
+    return Damaged(str(error)) if is_damaged else error
 
 
 def error_code(error: sqlite3.Error) -> int:
