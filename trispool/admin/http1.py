@@ -8,6 +8,7 @@ for them, and Quart would route them past the guard). A client that offers to up
 from __future__ import annotations
 
 from dataclasses import replace
+from urllib.parse import unquote, urlsplit
 
 import h11
 import msgspec
@@ -50,8 +51,16 @@ class HttpConfig(Config):
         self.counts = counts or HttpCounts()
 
 
-class _UnspokenVersionError(Exception):
-    """The request is HTTP, but not version 1."""
+class _UnfitRequestError(Exception):
+    """The request is one of HTTP, but none for the application.
+
+    Args:
+        status: What to answer.
+    """
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
 
 
 class Http1(H11Protocol):
@@ -71,8 +80,8 @@ class Http1(H11Protocol):
         """Take what came from the socket."""
         try:
             await super().handle(event)
-        except _UnspokenVersionError:
-            await self._send_error_response(505)
+        except _UnfitRequestError as error:
+            await self._send_error_response(error.status)
             await self.send(Closed())
 
     async def stream_send(self, event: StreamEvent) -> None:
@@ -88,7 +97,9 @@ class Http1(H11Protocol):
 
     async def _check_protocol(self, event: h11.Request) -> None:
         if event.http_version not in (b"1.0", b"1.1"):
-            raise _UnspokenVersionError
+            raise _UnfitRequestError(505)
+        if not (_is_readable_target(event.target) and all(map(_is_readable_field, event.headers))):
+            raise _UnfitRequestError(400)
 
     async def _create_stream(self, request: h11.Request) -> None:
         if any(name == b"upgrade" for name, _ in request.headers):
@@ -116,6 +127,26 @@ class Http1(H11Protocol):
         ]
         events = (h11.Response(status_code=status_code, headers=headers), h11.Data(data=content), h11.EndOfMessage())
         await self.send(RawData(b"".join(self.connection.send(event) for event in events)))
+
+
+def _is_readable_target(target: bytes) -> bool:
+    """Whether Quart can read it; it does not expect that it cannot."""
+    path = unquote(target.partition(b"?")[0].decode("ascii"))
+    try:
+        return path.startswith("/") or bool(path and urlsplit(path))
+    except ValueError:  # of `http://[x`
+        return False
+
+
+def _is_readable_field(field: tuple[bytes, bytes]) -> bool:
+    """The same of a header: Werkzeug takes a host in ASCII for a name of the DNS."""
+    name, value = field
+    if name == b"host" and value.isascii():
+        try:
+            value.decode("ascii").partition(":")[0].encode("idna")
+        except UnicodeError:
+            return False
+    return True
 
 
 def problem_bytes(status: int, detail: str) -> bytes:
