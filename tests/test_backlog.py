@@ -157,6 +157,20 @@ def test_a_touch_of_a_waiting_task_is_its_due_time_back_off_or_not(at: float, to
     assert backlog.take(1, max(at, NOW + 1), PID)[0].attempt == 2
 
 
+def test_a_task_without_a_time_does_not_wait_for_a_clock_that_was_set_back() -> None:
+    made = 1_000_000 * (int(NOW) + 3600)
+    untimed, timed = entry("a", NOW + 3600.5, number=made), entry("b", NOW + 3602, number=made)
+    backlog = backlog_of(untimed, timed)
+    assert take(backlog, NOW) == ["a"]
+    # A worker, which has its vars, may see that it was asked for a time all the same.
+    (running,) = backlog_of(untimed).take(1, NOW, PID)
+    backlog = Backlog(FREQUENCY)
+    backlog.put_back(running, NOW, at=NOW + 3600.5)
+    assert scan(backlog, [untimed]) == []
+    assert take(backlog, NOW) == []
+    assert take(backlog, NOW + 3601) == ["a"]
+
+
 def test_a_touch_of_a_running_task_counts_when_its_attempt_has_ended() -> None:
     backlog = backlog_of(entry("a"))
     take_one(backlog)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.worker_support import raw_worker, write_handlers
+from trispool.claimed import NotDue
 from trispool.packet import new_task
 from trispool.spooldir import SpoolDirectory
 from trispool.spoolwriter import new_name
+from trispool.worker.claims import open_carried
 from trispool.worker.frames import Setup
 
 if TYPE_CHECKING:
@@ -50,6 +53,14 @@ def item(task: NewTask) -> Item:
     name, _ = new_name()
     ref = name if task.priority is None else f"{task.priority}/{name}"
     return (name, ref, (task.payload, task.body)), 1
+
+
+def test_a_task_whose_time_has_not_come_again_is_for_later() -> None:
+    at = time.time() + 100
+    with pytest.raises(NotDue) as caught:
+        open_carried((new_task({"at": str(at)}).payload, b""))
+    assert caught.value.at == at
+    assert open_carried((new_task({"at": "7"}).payload, b"")).at == 7.0
 
 
 @pytest.mark.parametrize("priority", [None, 7])

@@ -146,6 +146,23 @@ sys.stdin.read()
 """
 
 
+def test_a_file_without_a_time_does_not_wait_for_a_clock_that_was_set_back(spool: SpoolDirectory) -> None:
+    untimed, timed = put(spool), put(spool, new_task({"at": str(time.time() + 0.5)}))
+    for entry in (untimed, timed):
+        entry_at = os.stat(spool.absolute(entry.ref)).st_mtime
+        back = time.time() - 3600
+        if entry is untimed:
+            spool.claim(entry.ref, back).close()
+        else:
+            with pytest.raises(NotDue) as caught:
+                spool.claim(entry.ref, back)
+            assert caught.value.at == entry_at
+    # A person has made it wait.
+    os.utime(spool.absolute(untimed.ref), (time.time() + 5, time.time() + 5))
+    with pytest.raises(NotDue):
+        spool.claim(untimed.ref, time.time() - 3600)
+
+
 def test_a_file_locked_as_uwsgi_does_cannot_be_claimed(spool: SpoolDirectory) -> None:
     entry = put(spool)
     with subprocess.Popen(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from trispool.errors import MalformedSpoolFile
 from trispool.packet import encode_vars, task_from_vars
-from trispool.spoolfile import PREFIX, decode, encode, is_priority_name, is_spool_name, new_name, order_of
+from trispool.spoolfile import PREFIX, decode, due_at, encode, is_priority_name, is_spool_name, new_name, order_of
 
 FILES: list[dict[str, Any]] = json.loads((Path(__file__).parent / "data" / "golden.json").read_text())["spool_files"]
 
@@ -210,3 +210,23 @@ def test_a_spool_name_has_the_prefix_and_is_text(name: str, is_one: bool) -> Non
 )
 def test_a_priority_directory_is_one_of_digits(name: str, priority: int | None) -> None:
     assert is_priority_name(name) == priority
+
+
+@pytest.mark.parametrize(
+    ("at", "made_at", "now", "expected"),
+    [
+        (50.0, 50, 100.0, 50.0),
+        (100.5, 100, 100.0, 100.5),  # asked for so, or it will have been made by then
+        (3700.0, 100, 100.0, 3700.0),
+        (3700.2, 3700, 100.0, 100.0),
+        (3701.0, 3700, 100.0, 100.0),
+        (3701.1, 3700, 100.0, 3701.1),
+        (3699.0, 3700, 100.0, 100.0),
+        (101.0, 101, 100.0, 101.0),
+        (50.0, 3700, 100.0, 50.0),
+    ],
+)
+def test_a_file_of_the_future_is_due_unless_it_was_asked_for_later(
+    at: float, made_at: int, now: float, expected: float
+) -> None:
+    assert due_at(at, (made_at * 1_000_000, 1), now) == expected

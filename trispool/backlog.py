@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from trispool.running import Running
 from trispool.schedule import Schedule, Waiting
+from trispool.spoolfile import due_at as due_of_file
 from trispool.task import Retrying
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ class Backlog:
         if entry.ref in self._running:
             return False
         is_new = entry.ref not in self._schedule
-        self._put(entry, self._due_at(entry), now)
+        self._put(entry, self._due_at(entry, now), now)
         return is_new
 
     def saw(self, entry: Entry, now: float, *, told: bool = False) -> bool:
@@ -162,7 +163,7 @@ class Backlog:
                 return False
             if self._running and (elsewhere := self._running_elsewhere(entry.id)):
                 elsewhere.moved_to, is_new = ref, False
-            due_at = self._due_at(entry)
+            due_at = self._due_at(entry, now)
             if entry.fresh:
                 due_at = max(due_at, now + SETTLE_SECONDS)
         elif not told and self._schedule.mark_of(ref) > self._scan:
@@ -172,9 +173,9 @@ class Backlog:
             if entry.fresh and waiting.entry.fresh:
                 due_at = max(due_at, now + SETTLE_SECONDS)
         elif waiting.entry.fresh and not entry.fresh:
-            due_at = self._due_at(entry)  # its writer has closed it
+            due_at = self._due_at(entry, now)  # its writer has closed it
         elif told and not entry.fresh and ref in self._locked:
-            due_at = max(self._due_at(entry), self._locked[ref] + SETTLE_SECONDS)  # whoever had it has closed it
+            due_at = max(self._due_at(entry, now), self._locked[ref] + SETTLE_SECONDS)  # whoever had it has closed it
         else:
             return False
         self._put(entry, due_at, now)
@@ -186,10 +187,11 @@ class Backlog:
                 return running
         return None
 
-    def _due_at(self, entry: Entry) -> float:
+    def _due_at(self, entry: Entry, now: float) -> float:
         """When a task is due that has been found, or has become free."""
         known = self._retrying.get(entry.id) if self._retrying else None
-        return entry.at if known is None else max(entry.at, known.due_at)
+        at = entry.at if entry.at <= now else due_of_file(entry.at, entry.order, now)
+        return at if known is None else max(at, known.due_at)
 
     def gone(self, ref: str) -> None:
         """Somebody has taken this task out of the spool, or its worker has finished it."""

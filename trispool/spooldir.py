@@ -196,10 +196,13 @@ class SpoolDirectory:
                 raise Unreadable("not a regular file")
             if now is None:
                 now = time.time()
-            if at > now:
+            is_early = at > now
+            if is_early and spoolfile.due_at(at, spoolfile.order_of(ref.rpartition("/")[2], at), now) > now:
                 raise NotDue(at)
             try:
                 payload, vars_, body = read_task(fd, status.st_size)
+                if is_early and b"at" in vars_:
+                    raise NotDue(at)
             except MalformedSpoolFile as error:
                 if error.incomplete and now - status.st_ctime_ns / NANO < GRACE_SECONDS:
                     raise Settling from None

@@ -21,6 +21,7 @@ from trispool.packet import SPOOLER_MODIFIER, decode_vars, encode_packet, fault_
 __all__ = [
     "PREFIX",
     "decode",
+    "due_at",
     "encode",
     "following_name",
     "is_priority_name",
@@ -32,6 +33,9 @@ __all__ = [
 
 PREFIX: Final = "uwsgi_spoolfile_on_"
 """How the name of every spool file begins (`core/spooler.c`, `spooler_manage_task`)."""
+
+MAKING_SECONDS: Final = 1.0
+"""A file is named when its making begins, and its mtime is that of the last write: a large one takes a while."""
 
 _HIGHEST_PRIORITY: Final = 2**63 - 1
 """uWSGI makes a directory of any digits. Those beyond what a database column holds are all run last."""
@@ -151,6 +155,21 @@ def order_of(name: str, fallback_mtime: float) -> tuple[int, int]:
     ):
         return int(seconds) * 1_000_000 + int(microseconds), int(counter)
     return int(fallback_mtime * 1_000_000), 0
+
+
+def due_at(at: float, order: tuple[int, int], now: float) -> float:
+    """From when on a task may run, Unix seconds: its `at`, but that it does not wait for a clock that was set back.
+
+    A file that was asked for without a time has that of its making. If it was made in the future, it is due: otherwise
+    it would wait for as long as the clock was set back. Whoever has its vars sees whether it was asked for with a time.
+
+    Args:
+        at: Its mtime.
+        order: See `order_of`.
+        now: Unix seconds.
+    """
+    made_at = order[0] / 1_000_000
+    return now if made_at - MAKING_SECONDS > now < at <= made_at + MAKING_SECONDS else at
 
 
 def is_priority_name(name: str) -> int | None:

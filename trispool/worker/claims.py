@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 from trispool import spoolfile
@@ -49,6 +50,7 @@ def open_carried(content: tuple[bytes, bytes]) -> Carried:
 
     Raises:
         Unreadable: The vars cannot be decoded.
+        NotDue: It is for later.
     """
     try:
         vars = decode_vars(content[0])
@@ -58,6 +60,8 @@ def open_carried(content: tuple[bytes, bytes]) -> Carried:
     if b"at" in vars:
         with contextlib.suppress(ValueError):
             at = float(vars[b"at"])
+        if at > time.time():  # the clock has been set back
+            raise NotDue(at)
     return Carried(content[0], vars, content[1], at)
 
 
