@@ -3,11 +3,12 @@
 # make check   style, types and layers
 # make bench   trispool against uWSGI and other queues on this machine (installs Redis and PostgreSQL where missing)
 # make faults  kills, errors, torn files, floods: hours of them; the tables of docs/reliability.md
+# make fuzz    bytes from anywhere into all that reads them, ten minutes for each reader; what is found becomes a test
 # make clean   what these have made
 #
 # make PYTHON=/usr/bin/python3.12 …   another Python        make run CONFIG=my.toml   another configuration
 # make test ARGS="-k listener -x"     arguments of pytest    make bench ARGS=--help    arguments of the benchmarks
-# make faults ARGS="kills --scale 0.1"
+# make faults ARGS="kills --scale 0.1"       make fuzz ARGS="packets http --seconds 60"
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -18,7 +19,7 @@ BIN     := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES := pyproject.toml constraints.txt
 
-.PHONY: run test check bench faults coverage format clean
+.PHONY: run test check bench faults fuzz coverage format clean
 
 run: $(VENV)/.run
 	@exec $(BIN)/trispool run $(CONFIG)
@@ -37,6 +38,9 @@ bench: $(VENV)/.bench
 
 faults: $(VENV)/.test
 	$(BIN)/python -m tests.faults $(ARGS)
+
+fuzz: $(VENV)/.fuzz
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 coverage: $(VENV)/.test
 	$(BIN)/coverage run -m pytest $(ARGS)
@@ -61,6 +65,11 @@ $(VENV)/.test: $(SOURCES)
 $(VENV)/.bench: $(VENV)/.test
 	@scripts/bench-tools
 	$(INSTALL) --editable ".[bench]"
+	@touch $@
+
+# To build atheris takes Clang; where it has no wheel, the other drivers run all the same.
+$(VENV)/.fuzz: $(VENV)/.test
+	$(INSTALL) --only-binary atheris --editable ".[fuzz]" || true
 	@touch $@
 
 clean:

@@ -115,7 +115,7 @@ def document(api: Api) -> dict[str, Any]:
     return found
 
 
-def let_schemathesis_look(url: str, folder: Path, *options: str, token: str = TOKEN) -> str:
+def let_schemathesis_look(url: str, folder: Path, *options: str, token: str = TOKEN, timeout: float = 120) -> str:
     """Have it call an API in all ways; gives what it prints, which has to be that it has found nothing."""
     done = subprocess.run(
         [
@@ -128,7 +128,7 @@ def let_schemathesis_look(url: str, folder: Path, *options: str, token: str = TO
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=timeout,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-5000:]
