@@ -29,8 +29,8 @@ TRACES: Final = 10
 DISKS_A_CHOICE: Final = 10
 """Of each trace."""
 
-TASKS: Final = 150
-"""In each trace, batches not counted as what they have."""
+TASKS: Final = 75
+"""In each half of a trace, batches counted as one."""
 
 DISKS_AT_ONCE: Final = 40
 """Each is a spool, with a worker, of one service: to start a service costs as much as to judge ten disks."""
@@ -113,7 +113,10 @@ class PowerCut:
             for way, external in WAYS:
                 place = folder / f"trace{number}-{external}"
                 place.mkdir()
-                trace = take_trace(place, random, external=external, tasks=max(30, round(TASKS * min(1, scale * 5))))
+                # A short run starts the second one once: each start costs seconds.
+                times = 1 if external and scale < 0.05 else 2
+                tasks = max(15, round(TASKS * min(1, scale * 5)))
+                trace = take_trace(place, random, external=external, tasks=tasks, times=times)
                 planned = [*_plan(trace, way, max(1, round(DISKS_A_CHOICE * min(1, scale * 10))), random)]
                 if number == 0:
                     planned += _plan_losses(trace, external, random)

@@ -119,14 +119,15 @@ class _Place:
         return self.folder / "service.log"
 
 
-def take_trace(folder: Path, random: Random, *, external: bool, tasks: int) -> Trace:
-    """Trace a service while clients enqueue, its orderly end, and the same again.
+def take_trace(folder: Path, random: Random, *, external: bool, tasks: int, times: int = 2) -> Trace:
+    """Trace a service while clients enqueue, its orderly end, and the same again on the same spool.
 
     Args:
         folder: An empty one.
         random: Chooses the tasks.
         external: Whether tasks are files at once, and are not run.
-        tasks: About how many there are.
+        tasks: About how many there are, each time.
+        times: How often it is started.
 
     Raises:
         AssertionError: The model of the disk, with all of it there, is not what is there.
@@ -141,7 +142,7 @@ def take_trace(folder: Path, random: Random, *, external: bool, tasks: int) -> T
     )
     sent: list[Sent] = []
     traces = []
-    for part in "ab":
+    for part in "ab"[:times]:
         traces.append(folder / f"trace.{part}")
         process = traced(
             COMMAND, traces[-1], environment={**os.environ, "POWER": "traced"}, folder=folder, log=place.log
@@ -149,7 +150,7 @@ def take_trace(folder: Path, random: Random, *, external: bool, tasks: int) -> T
         try:
             if not place.wait_until(place.is_ready, process.process, SECONDS):
                 raise AssertionError(place.log.read_text())
-            sent += _use(place, part, random, tasks // 6)
+            sent += _use(place, part, random, tasks // 3)
             if not external and not place.wait_until(place.is_idle, process.process, SECONDS):
                 raise AssertionError(f"what was enqueued does not run: {place.log.read_text()}")
         finally:

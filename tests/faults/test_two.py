@@ -1,4 +1,4 @@
-"""Two services on one spool, once each way; and whether the judge sees what it has to."""
+"""Two services on one spool, of which one is killed; and whether the judge sees what it has to."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 HANDLERS: Final = Path(__file__).parent / "workers" / "in_and_out.py"
 
-TIMES: Final = 30
+TIMES: Final = 10
 """Each way to end, at scale 1."""
 
 SPOOLED: Final = b"\xff\x00\x00\x01"
@@ -211,8 +211,8 @@ class Two:
     def run(self, scale: float, folder: Path, random: Random) -> list[Outcome]:
         """See `Scenario`."""
         outcomes = []
-        # A short run has the first two of them: each costs three starts.
-        for how in ENDS if scale * TIMES >= 1 else ENDS[:2]:
+        # A short run has one of them: each costs three starts.
+        for how in ENDS if scale * TIMES >= 1 else ENDS[1:2]:
             counts: Counter[str] = Counter()
             violations: list[str] = []
             times = max(1, round(TIMES * scale))
