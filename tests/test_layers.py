@@ -76,6 +76,7 @@ LAYERS: dict[str, list[list[str]]] = {
     "2": [["store"], ["ledger"], ["state"]],
     "3": [
         ["bind", "connection", "intake", "pollset", "listener"],
+        ["httpbind"],
         ["scanner"],
         ["events"],
         ["workforce", "aftermath", "dispatcher"],

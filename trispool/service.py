@@ -23,22 +23,24 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import structlog
 import trio
 
-from trispool.admin import AdminSettings, ServerLimits, allowed_hosts, create_app, load_accounts, serve_admin
-from trispool.admin.documents import spool_document
 from trispool.controller import Controller
 from trispool.errors import ConfigError
 from trispool.events import EventHub
+from trispool.httpbind import http_listeners
 from trispool.httpcounts import HttpCounts
 from trispool.listener import Listener, serve_listener
 from trispool.livespool import LiveSpool, open_spool
 from trispool.reports import Reports
 from trispool.state import open_state
+from trispool.tokenfile import TokenFiles
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from trispool.config import Config
-    from trispool.control import Control
+    from trispool.control import Control, SpoolStatus
+    from trispool.httpbind import HttpListeners
+    from trispool.tokenfile import Stored
 
 __all__ = ["run", "serve"]
 
@@ -96,26 +98,38 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Bound] = trio.TA
         async with contextlib.AsyncExitStack() as stack:
             state = await stack.enter_async_context(open_state(config.state_dir))
             spools = await _open_spools(config, stack)
+            # What may be amiss with these is found before the first task runs.
+            tokens = await trio.to_thread.run_sync(TokenFiles(config.state_dir).load)
+            listening = await stack.enter_async_context(
+                http_listeners(config.http.bind, config.http.certfile, config.http.keyfile)
+            )
             figures = {spool.name: spool.figures for spool in spools}
             requests = HttpCounts()
-            hub = EventHub(figures, spool_document)
+            hub = EventHub(figures, _spool_document)
             ledgers = {spool.name: spool.ledger for spool in spools}
             reports = Reports(lambda: control.spools(), figures, ledgers, requests, lambda: hub.readers)
             control = Controller(spools, state, hub, reports)
             async with trio.open_nursery() as outermost:
                 stop_http = trio.Event()
-                urls = await outermost.start(functools.partial(_serve_http, config, control, requests, stop_http))
-                await outermost.start(hub.run_events, control.spools)
                 async with trio.open_nursery() as working:
                     for spool in spools:
                         await working.start(spool.run)
                     async with trio.open_nursery() as faces:
                         await faces.start(control.bulk_runs.run_bulk)
-                        bound = await _start_faces(config, control, reports, spools, faces, urls)
+                        sockets = await _start_faces(config, control, reports, spools, faces)
+                        await trio.to_thread.run_sync(_import_admin)
+                        serve_http = functools.partial(
+                            _serve_http, config, control, requests, tokens, listening, stop_http
+                        )
+                        bound = Bound(await outermost.start(serve_http), sockets)
+                        await outermost.start(hub.run_events, control.spools)
+                        for url in bound.urls:
+                            _log.info("http_ready", url=url)
                         # What is there now stays. Looked through by every full collection it took 25 ms, and 75 ms with
                         # a million scheduled tasks, during which nobody is served.
                         gc.collect()
                         gc.freeze()
+                        gc.enable()
                         task_status.started(bound)
                         await _wait_for_stop(signals, spools)
                         control.is_stopping = True
@@ -144,11 +158,31 @@ async def _open_spools(config: Config, stack: contextlib.AsyncExitStack) -> list
     return spools
 
 
+def _import_admin() -> None:
+    """Load what HTTP needs, a third of all imports: the workers start meanwhile, and the first tasks run."""
+    import trispool.admin  # noqa: F401
+
+
+def _spool_document(status: SpoolStatus) -> dict[str, object]:
+    from trispool.admin.documents import spool_document
+
+    return spool_document(status)
+
+
 async def _serve_http(
-    config: Config, control: Control, requests: HttpCounts, stop: trio.Event, *, task_status: trio.TaskStatus[list[str]]
+    config: Config,
+    control: Control,
+    requests: HttpCounts,
+    tokens: Stored,
+    listening: HttpListeners,
+    stop: trio.Event,
+    *,
+    task_status: trio.TaskStatus[list[str]],
 ) -> None:
+    from trispool.admin import AdminSettings, ServerLimits, accounts_of, allowed_hosts, create_app, serve_admin
+
     http = config.http
-    accounts = await trio.to_thread.run_sync(load_accounts, config.state_dir)
+    accounts = accounts_of(tokens)
     token = accounts.operator
     if token is not None and token.created:
         # Not through the log, which is kept and read by others.
@@ -167,9 +201,7 @@ async def _serve_http(
         following.start_soon(accounts.run_accounts)
         await serve_admin(
             app,
-            http.bind,
-            certfile=http.certfile,
-            keyfile=http.keyfile,
+            listening,
             stop=stop,
             grace=HTTP_GRACE_SECONDS,
             limits=ServerLimits(networks=networks or None),
@@ -185,8 +217,7 @@ async def _start_faces(
     reports: Reports,
     spools: Sequence[LiveSpool],
     nursery: trio.Nursery,
-    urls: Sequence[str],
-) -> Bound:
+) -> list[str]:
     for spool in spools:
         nursery.start_soon(spool.find)
     sockets: list[str] = []
@@ -195,9 +226,7 @@ async def _start_faces(
         listener: Listener = await nursery.start(functools.partial(serve_listener, settings, enqueue))
         reports.add_listener(listener)
         sockets += listener.addresses
-    for url in urls:
-        _log.info("http_ready", url=url)
-    return Bound(urls, sockets)
+    return sockets
 
 
 async def _wait_for_stop(signals: AsyncIterator[int], spools: Sequence[LiveSpool]) -> None:

@@ -21,7 +21,7 @@ import re
 import secrets
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from trispool.errors import ConfigError, TrispoolError
 from trispool.privatefiles import PrivateFolder
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["OPERATOR", "Role", "StoredToken", "Token", "TokenFiles", "digest_of", "is_generated"]
+__all__ = ["OPERATOR", "Role", "Stored", "StoredToken", "Token", "TokenFiles", "digest_of", "is_generated"]
 
 OPERATOR: Final = "operator"
 """The name of the token that the first run makes."""
@@ -113,6 +113,16 @@ class StoredToken:
     created: bool
 
 
+class Stored(NamedTuple):
+    """All that a state directory says; see `TokenFiles`, which reads it."""
+
+    files: TokenFiles
+    operator: StoredToken
+    tokens: Sequence[Token]
+    ended: Mapping[str, float]
+    session_key: bytes
+
+
 def digest_of(token: str) -> bytes:
     """What is kept of a token. It needs no salt and no slow hash: what has 256 random bits is in no dictionary."""
     return sha256(token.encode("utf-8", "surrogateescape")).digest()
@@ -132,6 +142,18 @@ class TokenFiles:
     def operator_path(self) -> Path:
         """The file with the operator's token."""
         return self._folder.path / _OPERATOR
+
+    def load(self) -> Stored:
+        """All of them; the operator's token and the key for sessions are made if there are none.
+
+        Raises:
+            ConfigError: They cannot be read or made.
+        """
+        operator = self.operator()
+        try:
+            return Stored(self, operator, self.tokens(), self.ended(), self.session_key())
+        except OSError as error:
+            raise ConfigError([f"state_dir = {str(self._folder.path)!r}: {error}"]) from error
 
     # The operator's token
 

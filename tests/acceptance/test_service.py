@@ -307,6 +307,64 @@ def test_what_a_handler_prints_is_logged_with_the_tasks_id(service: Service, tel
     )
 
 
+# Starting
+
+
+def test_tasks_run_before_http_is_there(
+    make: Callable[..., Service], telling: Telling, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    (slow / "quart.py").write_text(
+        f"""
+import importlib, sys
+open({str(gate)!r}).read()
+sys.path.remove({str(slow)!r})
+del sys.modules["quart"]
+importlib.import_module("quart")
+"""
+    )
+    monkeypatch.setenv("PYTHONPATH", str(slow), prepend=os.pathsep)
+    service = make()
+    service.spool.mkdir()
+    path = service.spool / "uwsgi_spoolfile_on_elsewhere_1_1_1_1700000000_1"
+    path.write_bytes(packet({"n": "1"}))
+    service.launch()
+    telling.next(event="note", n="1")
+    assert service.send({"n": "2"}) == SPOOLED
+    telling.next(event="note", n="2")
+    assert "http_ready" not in service.log.read_text()
+    gate.write_text("")
+    assert service.status()["finished"]["ok"] == 2
+
+
+@pytest.mark.parametrize("what", ["address", "token", "certificate"])
+def test_what_is_amiss_with_http_ends_the_start_before_a_worker_is_there(
+    make: Callable[..., Service], telling: Telling, what: str
+) -> None:
+    service = make(http={"certfile": "none.pem"} if what == "certificate" else {})
+    service.spool.mkdir()
+    path = service.spool / "uwsgi_spoolfile_on_elsewhere_1_1_1_1700000000_1"
+    path.write_bytes(packet({"n": "1"}))
+    if what == "token":
+        (service.folder / "var").mkdir()
+        (service.folder / "var/token").write_text("short")
+    with socket.create_server(("127.0.0.1", service.http_port if what == "address" else 0)):
+        service.launch()
+        assert service.process is not None
+        assert service.process.wait(LONG) == 2
+    assert "error: " in service.log.read_text()
+    assert telling.all_so_far() == []
+    assert path.exists()
+
+
+def test_the_api_may_be_in_the_state_directory(make: Callable[..., Service]) -> None:
+    service = make(http={"bind": "unix:var/api.sock"}).start()
+    assert service.status()["name"] == "default"
+
+
 # Stopping
 
 

@@ -7,7 +7,7 @@ the service's work runs in the application's own nursery.
 from __future__ import annotations
 
 from trispool.admin.app import create_app
-from trispool.admin.auth import Accounts, Role, load_accounts
+from trispool.admin.auth import Accounts, Role, accounts_of, load_accounts
 from trispool.admin.server import serve_admin
 from trispool.admin.settings import AdminSettings, ServerLimits, allowed_hosts
 
@@ -16,6 +16,7 @@ __all__ = [
     "AdminSettings",
     "Role",
     "ServerLimits",
+    "accounts_of",
     "allowed_hosts",
     "create_app",
     "load_accounts",

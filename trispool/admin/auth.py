@@ -20,13 +20,23 @@ from trispool.admin.session import Session, name_in, read_cookie, write_cookie
 from trispool.admin.throttle import Throttle
 from trispool.errors import ConfigError
 from trispool.operating import Actor
-from trispool.tokenfile import KEY_BYTES, OPERATOR, Role, StoredToken, Token, TokenFiles, digest_of, is_generated
+from trispool.tokenfile import (
+    KEY_BYTES,
+    OPERATOR,
+    Role,
+    Stored,
+    StoredToken,
+    Token,
+    TokenFiles,
+    digest_of,
+    is_generated,
+)
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["Accounts", "Role", "bearer_token", "load_accounts"]
+__all__ = ["Accounts", "Role", "accounts_of", "bearer_token", "load_accounts"]
 
 FOLLOW_SECONDS: Final = 0.5
 """How often to look whether the files have changed: three calls of stat."""
@@ -250,13 +260,12 @@ def load_accounts(state_dir: str | os.PathLike[str]) -> Accounts:
     Raises:
         ConfigError: They cannot be read or made.
     """
-    files = TokenFiles(state_dir)
-    operator = files.operator()
-    try:
-        tokens, ended = files.tokens(), files.ended()
-    except OSError as error:
-        raise ConfigError([f"state_dir = {str(state_dir)!r}: {error}"]) from error
-    return Accounts(tokens, files.session_key(), files=files, ended=ended, operator=operator)
+    return accounts_of(TokenFiles(state_dir).load())
+
+
+def accounts_of(stored: Stored) -> Accounts:
+    """The accounts that have been read."""
+    return Accounts(stored.tokens, stored.session_key, files=stored.files, ended=stored.ended, operator=stored.operator)
 
 
 def bearer_token(authorization: str | None) -> str | None:

@@ -10,13 +10,8 @@ are answered; a client that does not take its answer gets `stop_stall_seconds`; 
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
-import socket
-import ssl
-import stat
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
@@ -27,11 +22,9 @@ from trispool.admin.connection import CHUNK, Connection, Crowd, Stream
 from trispool.admin.http1 import HttpConfig, problem_bytes
 from trispool.admin.settings import ServerLimits
 from trispool.admin.streams import STREAMS
-from trispool.errors import ConfigError
+from trispool.httpbind import HttpListeners, http_listeners
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from hypercorn.typing import ASGIFramework
     from quart import Quart
 
@@ -40,18 +33,13 @@ if TYPE_CHECKING:
 
 __all__ = ["serve_admin"]
 
-UNIX_MODE: Final = 0o660
-"""A Unix socket is for the service's user and group; then a token is needed on top."""
-
 MAX_REFUSING: Final = 64
 """How many connections beyond the limit are told so at once; the others are closed without a word."""
-
-_Listener: TypeAlias = "trio.SocketListener | trio.SSLListener[trio.SocketStream]"
 
 
 async def serve_admin(
     app: Quart,
-    bind: str,
+    bind: str | HttpListeners,
     *,
     certfile: str | None = None,
     keyfile: str | None = None,
@@ -65,10 +53,9 @@ async def serve_admin(
 
     Args:
         app: The application; its before- and after-serving functions are not called.
-        bind: `127.0.0.1:8080` (port 0: any free one), `[::1]:8080`, `localhost:8080`, `:8080` (all addresses) or
-            `unix:path`.
-        certfile: PEM file of the server's certificate, which makes it HTTPS.
-        keyfile: PEM file of its key; None: it is in `certfile` too.
+        bind: Where; see `trispool.httpbind.http_listeners`. Or what listens already.
+        certfile: The same.
+        keyfile: The same.
         stop: Ends the server.
         grace: Seconds that requests under way get then.
         limits: What clients may do; None: the defaults.
@@ -78,23 +65,16 @@ async def serve_admin(
     Raises:
         ConfigError: The address cannot be bound or the certificate not used.
     """
-    tls = _tls_context(certfile, keyfile) if certfile is not None else None
-    with contextlib.ExitStack() as stack:
-        if bind.startswith("unix:"):
-            sockets = [stack.enter_context(_unix_listener(bind))]
-        else:
-            sockets = await _tcp_listeners(bind)
-        listeners: list[_Listener] = [
-            trio.SSLListener(listener, tls, https_compatible=True) if tls else listener for listener in sockets
-        ]
-        urls = [_url(listener, bind, is_tls=tls is not None) for listener in sockets]
+    async with contextlib.AsyncExitStack() as stack:
+        if isinstance(bind, str):
+            bind = await stack.enter_async_context(http_listeners(bind, certfile, keyfile))
         server = _Server(app, limits or ServerLimits(), counts)
         async with trio.open_nursery() as connections:
             grace_left = 0.0  # unless stopped politely
             try:
                 async with trio.open_nursery() as accepting:
-                    accepting.start_soon(_accept, server, listeners, connections)
-                    task_status.started(urls)
+                    accepting.start_soon(_accept, server, bind, connections)
+                    task_status.started([*bind.urls])
                     await stop.wait()
                     grace_left = grace
                     accepting.cancel_scope.cancel()
@@ -103,10 +83,12 @@ async def serve_admin(
                 connections.cancel_scope.deadline = trio.current_time() + grace_left
 
 
-async def _accept(server: _Server, listeners: Sequence[_Listener], connections: trio.Nursery) -> None:
+async def _accept(server: _Server, bound: HttpListeners, connections: trio.Nursery) -> None:
     """`serve_listeners` waits and goes on when descriptors run out, and closes the listeners."""
     # trio.Listener is invariant in its stream, so no type says "either kind of listener".
-    await trio.serve_listeners(server.serve, cast("list[trio.SocketListener]", listeners), handler_nursery=connections)
+    await trio.serve_listeners(
+        server.serve, cast("list[trio.SocketListener]", bound.listeners), handler_nursery=connections
+    )
 
 
 class _Server:
@@ -177,85 +159,3 @@ def _busy_answer() -> bytes:
 
 
 _BUSY: Final = _busy_answer()
-
-
-async def _tcp_listeners(bind: str) -> list[trio.SocketListener]:
-    host, colon, port = bind.rpartition(":")
-    # getaddrinfo would take a port modulo 65,536.
-    if not (colon and port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 0xFFFF):
-        raise ConfigError([f"http.bind = {bind!r}: expected host:port or unix:path"])
-    try:
-        return list(await trio.open_tcp_listeners(int(port), host=host.strip("[]") or None))
-    except (OSError, UnicodeError) as error:
-        raise _cannot_bind(bind, error) from error
-
-
-@contextlib.contextmanager
-def _unix_listener(bind: str) -> Iterator[trio.SocketListener]:
-    """A listener whose socket file goes when it goes, unless another server has put its own there meanwhile."""
-    path = bind.removeprefix("unix:")
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        _remove_stale(path)
-        sock.bind(path)
-        # Nobody can connect before `listen`, so there is no moment at which the umask decides who may.
-        os.chmod(path, UNIX_MODE)
-        sock.listen(128)
-        made = os.stat(path)
-    except OSError as error:
-        sock.close()
-        raise _cannot_bind(bind, error) from error
-    try:
-        with sock:
-            yield trio.SocketListener(trio.socket.from_stdlib_socket(sock))
-    finally:
-        with contextlib.suppress(OSError):
-            if os.path.samestat(os.stat(path), made):
-                os.unlink(path)
-
-
-def _remove_stale(path: str) -> None:
-    """Remove a socket that nobody listens on any more.
-
-    Raises:
-        OSError: Somebody listens, or it is something else.
-    """
-    try:
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise OSError(errno.EEXIST, "there is something that is not a socket")
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        error = probe.connect_ex(path)
-    if error == errno.ECONNREFUSED:
-        os.unlink(path)
-    elif error != errno.ENOENT:
-        raise OSError(errno.EADDRINUSE, "another server listens there")
-
-
-def _tls_context(certfile: str, keyfile: str | None) -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    try:
-        # Without a password, OpenSSL would ask for one on the terminal.
-        context.load_cert_chain(certfile, keyfile, password="")
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            [f"http.certfile = {certfile!r}, keyfile = {keyfile!r}: expected a certificate and its key, PEM: {error}"]
-        ) from error
-    return context
-
-
-def _url(listener: trio.SocketListener, bind: str, *, is_tls: bool) -> str:
-    name: Any = listener.socket.getsockname()
-    if not isinstance(name, tuple):
-        return bind
-    host = f"[{name[0]}]" if ":" in name[0] else name[0]
-    return f"{'https' if is_tls else 'http'}://{host}:{name[1]}"
-
-
-def _cannot_bind(bind: str, error: Exception) -> ConfigError:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return ConfigError([f"http.bind = {bind!r}: cannot listen there: {reason}"])
