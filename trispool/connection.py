@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import enum
 import socket
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from trispool.reader import PacketReader
     from trispool.task import NewTask
 
@@ -43,7 +44,6 @@ class Pending(enum.Enum):
     HTTP = enum.auto()
 
 
-@dataclass(slots=True)
 class Turn:
     """Requests of one connection that are kept, and then answered, together.
 
@@ -53,9 +53,12 @@ class Turn:
         tasks: For each `Pending`, in order.
     """
 
-    connection: Connection
-    replies: list[bytes | Pending]
-    tasks: list[NewTask]
+    __slots__ = ("connection", "replies", "tasks")
+
+    def __init__(self, connection: Connection, replies: Sequence[bytes | Pending], tasks: Sequence[NewTask]) -> None:
+        self.connection = connection
+        self.replies = replies
+        self.tasks = tasks
 
 
 class Connection:
@@ -64,10 +67,11 @@ class Connection:
     Args:
         sock: Its socket; closed by `close`.
         address: Where it is, as `accept` gave it.
-        reader: What it has sent goes there.
+        new_reader: Makes the reader, when there is something that needs one.
         now: Seconds, on the clock of all other times here.
 
     Attributes:
+        is_fresh: Whether no reader was needed so far.
         fd: The socket's descriptor.
         phase: What is to be done next.
         watched: Whether the poll set knows it already.
@@ -81,26 +85,31 @@ class Connection:
     """
 
     __slots__ = (
+        "_new_reader",
+        "_reader",
         "address",
         "broken",
         "fd",
         "has_asked",
         "held",
+        "is_fresh",
         "last",
         "phase",
         "progress_at",
-        "reader",
         "since",
         "sock",
         "unsent",
         "watched",
     )
 
-    def __init__(self, sock: socket.SocketType, address: object, reader: PacketReader, now: float) -> None:
+    def __init__(
+        self, sock: socket.SocketType, address: object, new_reader: Callable[[], PacketReader], now: float
+    ) -> None:
         self.sock = sock
         self.fd = sock.fileno()
         self.address = address
-        self.reader = reader
+        self.is_fresh = True
+        self._new_reader = new_reader
         self.phase = Phase.READING
         self.watched = False
         self.last = False
@@ -110,6 +119,14 @@ class Connection:
         self.held = 0
         self.progress_at = now
         self.since: float | None = None
+
+    @property
+    def reader(self) -> PacketReader:
+        """What it has sent goes there."""
+        if self.is_fresh:
+            self._reader = self._new_reader()
+            self.is_fresh = False
+        return self._reader
 
     @property
     def peer(self) -> str:

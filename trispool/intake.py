@@ -17,10 +17,12 @@ from trispool.packet import (
     PING_MODIFIER,
     PONG,
     http_answer,
+    is_plain,
     task_from_vars,
     wants_http,
 )
 from trispool.reader import NEED_DATA, PacketReader, Request, UnacceptedModifier, names_length
+from trispool.task import NewTask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -35,6 +37,8 @@ TURN_REQUESTS: Final = 256
 
 COMPLAINT_SECONDS: Final = 10.0
 """Of one kind of refusal, one in so many seconds is logged. A line costs as much as taking a task."""
+
+_ONE_TASK: Final = (Pending.UWSGI,)
 
 _log = structlog.get_logger()
 
@@ -64,6 +68,27 @@ class Intake:
         settings = self._settings
         return PacketReader(max_packet=settings.max_packet, max_body=settings.max_body, modifiers=self._modifiers)
 
+    def plain_turn(self, connection: Connection, data: bytes) -> Turn | None:
+        """What most clients send: one packet, whole and alone, whose vars need not be looked at; None if it is not so.
+
+        Args:
+            connection: Whose.
+            data: All that has come from it and was not looked at.
+        """
+        if (
+            len(data) < 4
+            or self._always_http
+            or data[0] not in self._modifiers
+            or (data[1] | data[2] << 8) != len(data) - 4
+            or len(data) - 4 > self._settings.max_packet
+        ):
+            return None
+        payload = data[4:]
+        if not is_plain(payload):
+            return None
+        self.requests += 1
+        return Turn(connection, _ONE_TASK, (NewTask(payload),))
+
     def next_turn(self, connection: Connection) -> Turn | None:
         """The whole requests that a connection has sent, up to a limit; None if there is none.
 
@@ -71,7 +96,8 @@ class Intake:
         from now on cannot be one.
         """
         replies: list[bytes | Pending] = []
-        turn = Turn(connection, replies, [])
+        tasks: list[NewTask] = []
+        turn = Turn(connection, replies, tasks)
         reader = connection.reader
         try:
             while not connection.last and len(replies) < TURN_REQUESTS:
@@ -80,7 +106,7 @@ class Intake:
                     assert request is NEED_DATA
                     break
                 self.requests += 1
-                self._take(request, turn)
+                self._take(request, connection, replies, tasks)
                 if not reader.buffered:
                     break
         except TaskRefused as error:
@@ -88,14 +114,15 @@ class Intake:
             replies.append(self.refuse(connection, error))
         return turn if replies else None
 
-    def _take(self, request: Request, turn: Turn) -> None:
-        connection = turn.connection
+    def _take(
+        self, request: Request, connection: Connection, replies: list[bytes | Pending], tasks: list[NewTask]
+    ) -> None:
         if request.modifier1 not in self._modifiers:
             if request.modifier1 != PING_MODIFIER:
                 raise UnacceptedModifier(
                     f"modifier1 is {request.modifier1}, accepted here: {', '.join(map(str, sorted(self._modifiers)))}"
                 )
-            turn.replies.append(PONG)
+            replies.append(PONG)
             return
         http = self._wants_http(request.vars)
         if http:
@@ -103,11 +130,11 @@ class Intake:
             if connection.reader.buffered and not names_length(request.vars):
                 raise TaskRefused("bytes follow the request, which names no CONTENT_LENGTH for them", status=411)
         try:
-            turn.tasks.append(task_from_vars(request.payload, request.vars, request.body))
+            tasks.append(task_from_vars(request.payload, request.vars, request.body))
         except TaskRefused as error:
-            turn.replies.append(self.refuse(connection, error))
+            replies.append(self.refuse(connection, error))
         else:
-            turn.replies.append(Pending.HTTP if http else Pending.UWSGI)
+            replies.append(Pending.HTTP if http else Pending.UWSGI)
 
     def _wants_http(self, vars: Mapping[bytes, bytes]) -> bool:
         return self._always_http or (not self._never_http and wants_http(vars))
@@ -119,6 +146,12 @@ class Intake:
             turn: The turn.
             results: Gives what became of each of its tasks; may go on with those of the next turn.
         """
+        if turn.replies is _ONE_TASK:
+            result = next(results)
+            if not isinstance(result, TrispoolError):
+                self.spooled += 1
+                return ANSWER_SPOOLED
+            return self.refuse(turn.connection, result, http=False)
         answers: list[bytes] = []
         for reply in turn.replies:
             if isinstance(reply, bytes):

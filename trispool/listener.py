@@ -151,7 +151,10 @@ class Listener:
         connections = self._connections
         while True:
             # First the slot, then the reading: what has been read whole is never given up while it waits for a slot.
-            await self._slots.acquire()
+            try:
+                self._slots.acquire_nowait()
+            except trio.WouldBlock:
+                await self._slots.acquire()
             burst = connections.look(trio.current_time())
             if connections.is_short:
                 connections.is_short = False
@@ -163,8 +166,12 @@ class Listener:
                     await ended.wait()
             else:
                 self._slots.release()
-                if not connections.has_more():
+                if connections.has_more():
+                    await trio.lowlevel.checkpoint()
+                else:
+                    connections.rests = True
                     await trio.lowlevel.wait_readable(connections.fileno())
+                    connections.rests = False
 
     async def _commit(self, burst: list[Turn], ended: trio.Event) -> None:
         """Keep a burst and answer it; frees the slot that was taken for it."""

@@ -6,7 +6,8 @@ The rules it keeps:
 2. A connection has one turn at a time: nothing is read from it until its requests so far are answered. So answers keep
    their order, and a client that floods waits for itself.
 3. A connection is in the set for one event only (`EPOLLONESHOT`), and is armed again when it must wait again. Its phase
-   says what that event is for.
+   says what that event is for. One that has just been answered is not armed before the look after the next: most clients
+   have closed it by then.
 4. What was received whole is kept, whether or not the client is still there to hear of it.
 """
 
@@ -56,6 +57,7 @@ PATIENCE: Final = 4
 MIN_BYTES_PER_SECOND: Final = 64 * 1024
 """… and in addition as long as its bytes take at this pace. A guess, meant for machines of one network."""
 
+_READING: Final = Phase.READING
 _READABLE: Final = select.EPOLLIN | select.EPOLLONESHOT
 _WRITABLE: Final = select.EPOLLOUT | select.EPOLLONESHOT
 
@@ -89,6 +91,7 @@ class PollSet:
         accepted: How many connections were accepted.
         timeouts: How many were closed because they were silent or too slow.
         held: How many bytes of incomplete requests are in memory.
+        rests: To be set while no look follows until something is ready.
         is_short: Set when accepting failed for lack of descriptors or memory, for whoever can let it rest.
     """
 
@@ -101,6 +104,9 @@ class PollSet:
         self._connections: OrderedDict[int, Connection] = OrderedDict()
         # Seen to be ready, and not yet served. A queue of our own: what is armed anew goes behind what came meanwhile.
         self._ready: deque[Connection] = deque()
+        # Answered to the end, the later ones since the last look.
+        self._answered: list[Connection] = []
+        self._just_answered: list[Connection] = []
         networks = [ip_network(str(network)) for network in settings.allow_networks]
         self._is_allowed = functools.lru_cache(1024)(functools.partial(_is_in, networks)) if networks else None
         self._max_held = max(HELD_BYTES, 4 * settings.max_body)
@@ -109,6 +115,7 @@ class PollSet:
         self.timeouts = 0
         self.held = 0
         self.is_short = False
+        self.rests = False
         for descriptor in self._sockets:
             self._poll.register(descriptor, select.EPOLLIN)
 
@@ -152,15 +159,21 @@ class PollSet:
         for listening in acceptable:
             self._accept(listening)
         burst: list[Turn] = []
+        ready.extend(self._answered)
+        self._answered, self._just_answered = self._just_answered, []
         while ready:
-            self._serve_ready(ready.popleft(), burst)
+            connection = ready.popleft()
+            if connection.phase is _READING:
+                self._receive(connection, burst)
+            else:
+                self._serve_ready(connection, burst)
             if time.perf_counter() >= give_way_at:
                 break
         return burst
 
     def has_more(self) -> bool:
-        """Whether the last look had no time for all that was ready."""
-        return bool(self._ready)
+        """Whether the last look left something for the next one."""
+        return bool(self._ready or self._answered or self._just_answered)
 
     def answer(self, burst: Sequence[Turn], results: Sequence[Accepted | TrispoolError], now: float) -> None:
         """Answer turns whose tasks are kept, or not.
@@ -173,7 +186,14 @@ class PollSet:
         self._now = now
         remaining: Iterator[Accepted | TrispoolError] = iter(results)
         for turn in burst:
-            self._send(turn.connection, self._intake.answer(turn, remaining))
+            connection, data = turn.connection, self._intake.answer(turn, remaining)
+            if connection.is_fresh and not self.rests and connection.send(data):
+                # As `_send` would find at some length.
+                self._has_progressed(connection)
+                connection.phase = _READING
+                self._just_answered.append(connection)
+            else:
+                self._send(connection, data)
 
     def end_silent(self, now: float) -> float:
         """Close the connections that have made no progress for too long.
@@ -212,7 +232,7 @@ class PollSet:
                 raise
             self.accepted += 1
             sock = SocketType(family, kind, 0, descriptor)
-            connection = Connection(sock, address, self._intake.new_reader(), self._now)
+            connection = Connection(sock, address, self._intake.new_reader, self._now)
             if self._is_allowed and isinstance(address, tuple) and not self._is_allowed(address[0]):
                 self._intake.count("network", connection.peer, "its network is not among allow_networks")
                 sock.close()
@@ -245,9 +265,7 @@ class PollSet:
 
     def _serve_ready(self, connection: Connection, burst: list[Turn]) -> None:
         phase = connection.phase
-        if phase is Phase.READING:
-            self._receive(connection, burst)
-        elif phase is Phase.BUFFERED:
+        if phase is Phase.BUFFERED:
             self._advance(connection, burst)
         elif phase is Phase.WRITING:
             if self._is_too_slow(connection, 0):
@@ -258,17 +276,22 @@ class PollSet:
             self._discard(connection)
 
     def _receive(self, connection: Connection, burst: list[Turn]) -> None:
-        reader = connection.reader
-        data = connection.receive(RECEIVE_BODY_BYTES if reader.missing > RECEIVE_BYTES else RECEIVE_BYTES)
+        is_large = not connection.is_fresh and connection.reader.missing > RECEIVE_BYTES
+        data = connection.receive(RECEIVE_BODY_BYTES if is_large else RECEIVE_BYTES)
         if data:
             self._has_progressed(connection)
-            reader.receive_data(data)
+            if connection.is_fresh and (turn := self._intake.plain_turn(connection, data)):
+                connection.has_asked = True
+                connection.phase = Phase.ENQUEUED
+                burst.append(turn)
+                return
+            connection.reader.receive_data(data)
             self._advance(connection, burst)
         elif data is None:
             self._arm(connection, Phase.READING)
         else:
-            if reader.buffered:
-                error = MalformedPacket(f"the connection ended, {reader.missing} bytes too early")
+            if not connection.is_fresh and connection.reader.buffered:
+                error = MalformedPacket(f"the connection ended, {connection.reader.missing} bytes too early")
                 connection.send(self._intake.refuse(connection, error, reason="incomplete"))
             self._close(connection)
 
@@ -364,13 +387,13 @@ class PollSet:
 
     def _time_out(self, connection: Connection) -> None:
         """Close a connection. One that only kept quiet after an answer has done nothing wrong."""
-        reader, phase = connection.reader, connection.phase
-        is_incomplete = phase is Phase.READING and reader.buffered > 0
+        phase = connection.phase
+        is_incomplete = phase is Phase.READING and not connection.is_fresh and connection.reader.buffered > 0
         is_idle = phase is Phase.READING and connection.has_asked and not is_incomplete
         if not (is_idle or phase is Phase.LINGERING):
             self.timeouts += 1
         if is_incomplete:
-            error = TaskRefused(f"the request took too long, {reader.missing} bytes of it are missing", status=408)
+            error = TaskRefused(f"the request took too long, {connection.reader.missing} bytes of it are missing", status=408)
             connection.send(self._intake.refuse(connection, error))
         self._close(connection)
 

@@ -53,6 +53,12 @@ class Router(Generic[AnyReceiver]):
         self, tasks: Sequence[NewTask], *, default_spool: str | None = None
     ) -> Sequence[Accepted | TrispoolError]:
         """See `Control.enqueue`."""
+        if default_spool is None and not any([task.spool for task in tasks]):  # most are so
+            name = self._first.name
+            return [
+                Accepted(result.id, name, task.at) if isinstance(result, Entry) else result
+                for task, result in zip(tasks, await self._first.enqueue(tasks), strict=True)
+            ]
         results: list[Accepted | TrispoolError | None] = [None] * len(tasks)
         wanted: dict[str, list[int]] = {}
         for number, task in enumerate(tasks):

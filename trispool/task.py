@@ -65,9 +65,8 @@ class Outcome(enum.IntEnum):
     IGNORE = 0
 
 
-@dataclass(frozen=True, slots=True)
-class NewTask:
-    """A validated task on its way into a spool.
+class NewTask(NamedTuple):
+    """A validated task on its way into a spool; a plain tuple, as every task is one first.
 
     Made by `trispool.packet.new_task` or from a received packet; nothing downstream looks for errors in it again.
 
@@ -154,8 +153,7 @@ class Retrying(NamedTuple):
     error: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(NamedTuple):
     """The answer to a `NewTask` that is now kept, as durably as its spool is configured.
 
     Attributes:
