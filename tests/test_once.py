@@ -91,7 +91,7 @@ def ids_of(results: Sequence[Accepted | TrispoolError]) -> list[str]:
 
 async def test_the_same_key_gives_the_same_tasks_also_after_a_restart(tmp_path: Path) -> None:
     spool = Spool()
-    tasks = [new_task({"n": "1"}, at=1_900_000_000.5), replace(new_task({"n": "2"}), spool="mail")]
+    tasks = [new_task({"n": "1"}, at=1_900_000_000.5), new_task({"n": "2"})._replace(spool="mail")]
     async with opened(tmp_path) as state:
         first, replayed = await spool.send(state, tasks)
         assert not replayed
@@ -210,7 +210,7 @@ async def test_a_task_that_appears_while_it_is_looked_for_counts_as_kept(tmp_pat
 
 async def test_tasks_for_no_spool_are_refused_each_time_until_there_is_one(tmp_path: Path) -> None:
     spool = Spool()
-    tasks = [*ONE, replace(ONE[0], spool="nowhere")]
+    tasks = [*ONE, ONE[0]._replace(spool="nowhere")]
     async with opened(tmp_path) as state:
         for replayed in (False, True):
             results, was = await spool.send(state, tasks)
@@ -237,7 +237,7 @@ async def test_a_caller_that_is_cancelled_leaves_no_second_task(tmp_path: Path) 
         # A part of it had been kept.
         known = await state.once._reserve(KEY, ["default"] * 3)
         spool.gate = None
-        await spool.store.add([replace(THREE[0], id=known[0].first)])
+        await spool.store.add([THREE[0]._replace(id=known[0].first)])
         results, replayed = await spool.send(state, THREE)
         assert not replayed
         assert sorted(spool.ids) == ids_of(results)

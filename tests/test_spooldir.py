@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,11 +52,11 @@ def test_a_name_chosen_beforehand_never_overwrites_and_leaves_nothing_behind(spo
     name, order = new_name()
     Path(spool.absolute(f".trispool/tmp/{name}")).write_bytes(b"left by a try that was killed")
     spool.watched()
-    chosen = replace(new_task({"k": "v"}, b"first"), id=name)
+    chosen = new_task({"k": "v"}, b"first")._replace(id=name)
     entry = put(spool, chosen)
     assert (entry.id, entry.ref, entry.order) == (name, name, order)
     assert spool.was_published(name)
-    (again,) = spool.add([replace(chosen, body=b"second")])
+    (again,) = spool.add([chosen._replace(body=b"second")])
     assert isinstance(again, TaskRefused)
     assert again.status == 409
     assert spool.read(name)[1] == b"first"

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import inotify_simple
@@ -304,7 +303,7 @@ async def test_a_link_by_the_name_of_a_task_is_none(tmp_path: Path) -> None:
 
 async def test_own_adds_are_not_told(tmp_path: Path) -> None:
     async with watching(tmp_path, lambda path: (path / "3").mkdir()) as spool:
-        named = replace(new_task({"n": "3"}), id=new_name())
+        named = new_task({"n": "3"})._replace(id=new_name())
         results = await spool.store.add([new_task({"n": "1"}), new_task({"n": "2"}, priority=3), named])
         assert all(isinstance(result, Entry) for result in results)
         await spool.nothing_but()

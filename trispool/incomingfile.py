@@ -32,12 +32,10 @@ CREATE TABLE IF NOT EXISTS incoming (
 _LOCK: Final = "incoming.lock"
 
 # Python's lock is let go of and taken again once a statement, and a busy event loop gives it back only once a switch
-# interval: so as few statements as possible, of a few shapes, which are then prepared already.
-_SHAPES: Final = (128, 16, 4, 1)
-_INSERT: Final = {
-    count: f"INSERT OR REPLACE INTO incoming VALUES {', '.join(['(?, ?, ?, ?, ?, ?)'] * count)}" for count in _SHAPES
-}
-_DELETE: Final = {count: f"DELETE FROM incoming WHERE seq IN ({', '.join('?' * count)})" for count in _SHAPES}
+# interval: so as few statements as possible, which are mostly prepared already (the module keeps the last 128).
+_AT_ONCE: Final = 64
+_ROW: Final = "(?, ?, ?, ?, ?, ?)"
+_DELETE_RANGE: Final = "DELETE FROM incoming WHERE seq BETWEEN ? AND ?"
 
 
 class IncomingRow(NamedTuple):
@@ -83,20 +81,33 @@ def apply(connection: sqlite3.Connection, change: IncomingChange) -> None:
         sqlite3.Error: It is not made.
     """
     try:
-        for removed in _in_shapes(change.removed):
-            connection.execute(_DELETE[len(removed)], removed)
-        for added in _in_shapes(change.added):
-            connection.execute(_INSERT[len(added)], [*chain.from_iterable(added)])
+        _remove(connection, change.removed)
+        for added in _parts(change.added):
+            values = ", ".join([_ROW] * len(added))
+            connection.execute(f"INSERT OR REPLACE INTO incoming VALUES {values}", [*chain.from_iterable(added)])
     except (ValueError, OverflowError) as error:  # a value that Python's module does not even give to SQLite
         raise sqlite3.DataError(str(error)) from error
 
 
-def _in_shapes(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    start = 0
-    for count in _SHAPES:
-        while len(items) - start >= count:
-            yield items[start : start + count]
-            start += count
+def _remove(connection: sqlite3.Connection, removed: Sequence[int]) -> None:
+    ordered = sorted(removed)
+    ranges: list[list[int]] = []
+    for seq in ordered:
+        if ranges and ranges[-1][1] == seq - 1:
+            ranges[-1][1] = seq
+        else:
+            ranges.append([seq, seq])
+    if len(ranges) <= 1 + len(ordered) // 8:  # what came together mostly goes together
+        for both in ranges:
+            connection.execute(_DELETE_RANGE, both)
+        return
+    for some in _parts(ordered):
+        connection.execute(f"DELETE FROM incoming WHERE seq IN ({', '.join('?' * len(some))})", some)
+
+
+def _parts(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), _AT_ONCE):
+        yield items[start : start + _AT_ONCE]
 
 
 def rows(connection: sqlite3.Connection) -> list[IncomingRow]:

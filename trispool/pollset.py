@@ -6,8 +6,8 @@ The rules it keeps:
 2. A connection has one turn at a time: nothing is read from it until its requests so far are answered. So answers keep
    their order, and a client that floods waits for itself.
 3. A connection is in the set for one event only (`EPOLLONESHOT`), and is armed again when it must wait again. Its phase
-   says what that event is for. One that has just been answered is not armed before the look after the next: most clients
-   have closed it by then.
+   says what that event is for. One that has just been answered is armed by the look after the next: most clients have
+   closed it by then.
 4. What was received whole is kept, whether or not the client is still there to hear of it.
 """
 
@@ -393,7 +393,9 @@ class PollSet:
         if not (is_idle or phase is Phase.LINGERING):
             self.timeouts += 1
         if is_incomplete:
-            error = TaskRefused(f"the request took too long, {connection.reader.missing} bytes of it are missing", status=408)
+            error = TaskRefused(
+                f"the request took too long, {connection.reader.missing} bytes of it are missing", status=408
+            )
             connection.send(self._intake.refuse(connection, error))
         self._close(connection)
 

@@ -53,7 +53,7 @@ class Router(Generic[AnyReceiver]):
         self, tasks: Sequence[NewTask], *, default_spool: str | None = None
     ) -> Sequence[Accepted | TrispoolError]:
         """See `Control.enqueue`."""
-        if default_spool is None and not any([task.spool for task in tasks]):  # most are so
+        if default_spool is None and not any(task.spool for task in tasks):  # most are so
             name = self._first.name
             return [
                 Accepted(result.id, name, task.at) if isinstance(result, Entry) else result

@@ -13,10 +13,13 @@ may contain underscores, so names are read from their end.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from trispool.errors import MalformedPacket, MalformedSpoolFile
 from trispool.packet import SPOOLER_MODIFIER, decode_vars, encode_packet, fault_in_vars
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = [
     "PREFIX",
@@ -106,7 +109,15 @@ def new_name(hostname: str, pid: int, counter: int, random: int, seconds: int, m
         seconds: Of the time now, since 1970.
         microseconds: Of the time now, within the second.
     """
-    return f"{PREFIX}{hostname}_{pid}_{counter}_{random}_{seconds}_{microseconds}"
+    return new_names(hostname, pid, [counter], random, seconds, microseconds)[0]
+
+
+def new_names(
+    hostname: str, pid: int, counters: Iterable[int], random: int, seconds: int, microseconds: int
+) -> list[str]:
+    """The names of spool files that are made together; see `new_name`."""
+    before, after = f"{PREFIX}{hostname}_{pid}_", f"_{random}_{seconds}_{microseconds}"
+    return [f"{before}{counter}{after}" for counter in counters]
 
 
 def following_name(name: str, number: int) -> str:

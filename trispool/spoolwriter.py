@@ -19,7 +19,7 @@ from trispool.task import Entry, NewTask
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["NANO", "SpoolWriter", "nanoseconds", "new_name", "unavailable", "write_all"]
+__all__ = ["NANO", "SpoolWriter", "nanoseconds", "new_name", "new_names", "unavailable", "write_all"]
 
 NANO: Final = 1_000_000_000
 """Nanoseconds in a second. An int: `ns / NANO` is then rounded once, and an `at` comes back as it was given."""
@@ -36,10 +36,16 @@ _counter = itertools.count(1)
 
 def new_name() -> tuple[str, tuple[int, int]]:
     """A name for a spool file of this process, like no other anywhere, and its `Entry.order`."""
+    return new_names(1)[0]
+
+
+def new_names(count: int) -> list[tuple[str, tuple[int, int]]]:
+    """So many names as of `new_name`, for tasks that come together."""
     seconds, microseconds = divmod(time.time_ns() // 1000, 1_000_000)
-    counter = next(_counter)
-    name = spoolfile.new_name(_HOSTNAME, os.getpid(), counter, random.getrandbits(31), seconds, microseconds)
-    return name, (seconds * 1_000_000 + microseconds, counter)
+    at = seconds * 1_000_000 + microseconds
+    counters = list(itertools.islice(_counter, count))
+    names = spoolfile.new_names(_HOSTNAME, os.getpid(), counters, random.getrandbits(31), seconds, microseconds)
+    return [(name, (at, counter)) for name, counter in zip(names, counters, strict=True)]
 
 
 class SpoolWriter:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -121,10 +120,10 @@ async def test_a_scan_leaves_out_what_is_known(kind: str, tmp_path: Path) -> Non
 async def test_an_id_chosen_beforehand_is_kept_and_given_once(kind: str, tmp_path: Path) -> None:
     async with opened(kind, tmp_path) as store:
         (name, order), (other, _) = new_name(), new_name()
-        chosen = replace(new_task({"n": "1"}, b"first"), id=name)
+        chosen = new_task({"n": "1"}, b"first")._replace(id=name)
         (entry,) = entries(await store.add([chosen]))
         assert (entry.id, entry.order) == (name, order)
-        again = [replace(new_task({"n": "2"}), id=name), replace(new_task({"n": "3"}, priority=4), id=other)]
+        again = [new_task({"n": "2"})._replace(id=name), new_task({"n": "3"}, priority=4)._replace(id=other)]
         refused, accepted = await store.add(again)
         assert isinstance(refused, TaskRefused)
         assert refused.status == 409

@@ -26,7 +26,7 @@ import trio
 from trispool import spoolfile
 from trispool.errors import SpoolUnavailable, TaskRefused, TrispoolError
 from trispool.incomingfile import IncomingRow
-from trispool.spoolwriter import new_name
+from trispool.spoolwriter import new_names
 from trispool.store import Claim
 from trispool.store.incoming import MAX_BYTES, Incoming, Kept, State, entry_of_row
 from trispool.store.outgoing import Outgoing
@@ -195,24 +195,16 @@ class WriteBehind:
             return [SpoolUnavailable("the spool is closing")] * len(tasks)
         named = {task.id for task in tasks if task.id is not None}
         try:
-            taken = await self._reserve(named) if named else named
+            taken = await self._reserve(named) if named else set()
         except SpoolUnavailable as unavailable:
             return [unavailable] * len(tasks)
         try:
             results: list[Entry | TrispoolError] = []
             kept: list[Kept] = []
-            now = time.time()
-            for number, task in enumerate(tasks, 1):
-                if not number % AT_A_STRETCH:
+            for start in range(0, len(tasks), AT_A_STRETCH):
+                if start:
                     await trio.lowlevel.checkpoint()
-                if task.id is not None:
-                    if task.id in taken:
-                        results.append(TaskRefused(f"there is a task {task.id!r} already", status=409))
-                        continue
-                    taken = {*taken, task.id}
-                item = self._kept(task, now)
-                kept.append(item)
-                results.append(item.entry)
+                self._prepare(tasks[start : start + AT_A_STRETCH], taken, kept, results)
             if not kept:
                 return results
             if not self._accepts:  # it has been closed meanwhile, and nobody would answer
@@ -245,14 +237,25 @@ class WriteBehind:
             self._named -= reserved
             raise
 
-    def _kept(self, task: NewTask, now: float) -> Kept:
-        if task.id is None:
-            name, order = new_name()
-        else:
-            name, order = task.id, spoolfile.order_of(task.id, now)
-        number = self._tenure.next_number()
-        row = IncomingRow(number, name, task.priority, task.at or now, task.payload, task.body)
-        return Kept(row, entry_of_row(row, order), 0.0)
+    def _prepare(
+        self, tasks: Sequence[NewTask], taken: set[str], kept: list[Kept], results: list[Entry | TrispoolError]
+    ) -> None:
+        """What is to be kept of some tasks, and the results if it is; a name that is taken is refused."""
+        now = time.time()
+        for task, number, (name, order) in zip(
+            tasks, self._tenure.numbers(len(tasks)), new_names(len(tasks)), strict=True
+        ):
+            payload, body, at, priority, _, given = task
+            if given is not None:
+                if given in taken:
+                    results.append(TaskRefused(f"there is a task {given!r} already", status=409))
+                    continue
+                taken.add(given)
+                name, order = given, spoolfile.order_of(given, now)
+            row = IncomingRow(number, name, priority, at or now, payload, body)
+            item = Kept(row, entry_of_row(row, order))
+            kept.append(item)
+            results.append(item.entry)
 
     async def run_commits(self) -> None:
         """Commit what `add` was given, until cancelled."""
@@ -286,10 +289,7 @@ class WriteBehind:
         except SpoolUnavailable as failed:
             error = failed
         else:
-            now = trio.current_time()
-            for item in kept:
-                item.since = now
-                self.rows.put(item)
+            self.rows.put(kept, trio.current_time())
             self._outgoing.expect()
         self._answer(calls, error)
 

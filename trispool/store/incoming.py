@@ -50,21 +50,18 @@ class Kept:
         state: See the module.
         since: When it began to wait, on Trio's clock.
         content: As it was claimed: each claim has a content of its own.
+        size: Bytes of vars and body.
     """
 
-    __slots__ = ("content", "entry", "row", "since", "state")
+    __slots__ = ("content", "entry", "row", "since", "size", "state")
 
-    def __init__(self, row: IncomingRow, entry: Entry, since: float) -> None:
+    def __init__(self, row: IncomingRow, entry: Entry) -> None:
         self.row = row
         self.entry = entry
+        self.size = len(row.payload) + len(row.body)
         self.state = State.WAITING
-        self.since = since
+        self.since = 0.0
         self.content: tuple[bytes, bytes] | None = None
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return len(self.row.payload) + len(self.row.body)
 
     def task(self, body_limit: int | None) -> Task:
         """As a person sees it."""
@@ -101,10 +98,15 @@ class Incoming:
         """Whether so many more tasks of so many bytes may come. More than ever may wait is let in alone."""
         return not self._count or (self._count + count <= MAX_ROWS and self._bytes + size <= MAX_BYTES)
 
-    def put(self, kept: Kept) -> None:
-        """It waits."""
-        self._kept[kept.row.task] = kept
-        self._counts(kept, 1)
+    def put(self, tasks: Sequence[Kept], now: float) -> None:
+        """These wait, since that time."""
+        size = 0
+        for kept in tasks:
+            kept.since = now
+            self._kept[kept.row.task] = kept
+            size += kept.size
+        self._count += len(tasks)
+        self._bytes += size
 
     def at(self, ref: str) -> Kept | None:
         """The task of that `ref`."""

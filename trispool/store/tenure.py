@@ -88,9 +88,9 @@ class Tenure:
         """Whether rows may be added."""
         return self._lock is not None
 
-    def next_number(self) -> int:
-        """For a new row."""
-        return next(self._numbers)
+    def numbers(self, count: int) -> list[int]:
+        """For so many new rows."""
+        return list(itertools.islice(self._numbers, count))
 
     async def open(self) -> None:
         """Take the table over if it is free, with what is in it.
@@ -236,7 +236,7 @@ class Tenure:
                 self._database.remove(row.task)
             else:
                 order = spoolfile.order_of(row.task, row.at)
-                self._rows.put(Kept(row, entry_of_row(row, order), -math.inf))
+                self._rows.put([Kept(row, entry_of_row(row, order))], -math.inf)
         if len(new) > len(with_files):
             _log.warning("tasks_recovered", directory=self._opened.path, tasks=len(new) - len(with_files))
             self._recovered()
