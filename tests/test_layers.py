@@ -73,7 +73,7 @@ LAYERS: dict[str, list[list[str]]] = {
             "worker",
         ]
     ],
-    "2": [["store"], ["ledger"], ["state"]],
+    "2": [["store"], ["ledger", "writethread"], ["state"]],
     "3": [
         ["bind", "connection", "intake", "pollset", "listener"],
         ["httpbind"],

@@ -10,10 +10,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import socket
 import stat
 from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -21,9 +23,9 @@ import trio
 from trispool.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Iterable
 
-__all__ = ["BoundSockets", "bound_sockets"]
+__all__ = ["BoundSockets", "allowed", "bound_sockets"]
 
 BACKLOG: Final = 4096
 """Connections that wait to be accepted, while a commit holds us up. The kernel takes what `somaxconn` allows."""
@@ -157,3 +159,17 @@ def _identity(path: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
+
+
+def allowed(networks: Iterable[object]) -> Callable[[str], bool] | None:
+    """Tells whether an address is in one of these networks; None if any is allowed, since none is given."""
+    ranges = [ip_network(str(network)) for network in networks]
+
+    @functools.lru_cache(1024)
+    def is_allowed(host: str) -> bool:
+        address = ip_address(host.partition("%")[0])
+        if isinstance(address, IPv6Address):
+            address = address.ipv4_mapped or address
+        return any(address in one for one in ranges)
+
+    return is_allowed if ranges else None

@@ -33,6 +33,7 @@ from trispool.incomingfile import IncomingChange
 from trispool.ledgerfile import LedgerFile, Replaced
 from trispool.ledgersearch import HISTORY, history, last_runs, search
 from trispool.sqlitefile import Damaged
+from trispool.writethread import WriteThread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -111,7 +112,7 @@ class Ledger:
         self._work = trio.Event()
         # One flush at a time: what was recorded later must not be written before what is written again after an error.
         self._flushing = trio.Lock()
-        self._write_limiter = trio.CapacityLimiter(1)
+        self._writer = WriteThread("trispool writes")
         self._read_limiter = trio.CapacityLimiter(1)
         self._complaint = ""
         self._is_dropping = False
@@ -146,7 +147,7 @@ class Ledger:
             SpoolUnavailable: There is none, or it cannot be opened.
         """
         try:
-            await self._in_write_thread(self._file.reopen)
+            await self._writer.run_sync(self._file.reopen)
         except (sqlite3.Error, OSError, Damaged) as error:
             raise SpoolUnavailable(f"{self._path} cannot be opened: {error}") from error
         return self._file.generation
@@ -163,8 +164,14 @@ class Ledger:
             Replaced: They have not been added, since it is another database now.
             SpoolUnavailable: They have not been added.
         """
-        async with self._flushing:
+        try:
+            self._flushing.acquire_nowait()
+        except trio.WouldBlock:
+            await self._flushing.acquire()
+        try:
             error = await self._write(added, generation, durable=durable)
+        finally:
+            self._flushing.release()
         if isinstance(error, Replaced):
             raise error
         if error is not None:
@@ -188,7 +195,7 @@ class Ledger:
         """
         async with self._flushing:
             try:
-                rows = await self._in_write_thread(self._file.incoming)
+                rows = await self._writer.run_sync(self._file.incoming)
             except (sqlite3.Error, OSError, Damaged) as error:
                 raise SpoolUnavailable(f"the tasks in {self._path} cannot be read: {error}") from error
             removed = set(self._removed)
@@ -210,7 +217,7 @@ class Ledger:
         Raises:
             OSError: Neither is possible (permissions, no space).
         """
-        remembered, aside = await self._in_write_thread(lambda: self._file.open(rescue))
+        remembered, aside = await self._writer.run_sync(lambda: self._file.open(rescue))
         if aside is not None:
             _log.error("history_damaged", path=self._path, set_aside=aside)
         return remembered
@@ -235,7 +242,8 @@ class Ledger:
         """Close the database."""
         with trio.move_on_after(FLUSH_SECONDS, shield=True):
             async with self._read_limiter:
-                await self._in_write_thread(self._file.close, abandon=True)
+                await self._writer.run_sync(self._file.close, abandon=True)
+        self._writer.close()
 
     async def history(self, task_id: str, limit: int = 100) -> History | None:
         """All that is known of one task, or None.
@@ -290,7 +298,7 @@ class Ledger:
             try:
                 return await self._in_read_thread(question)
             except Replaced:
-                await self._in_write_thread(self._file.reopen)
+                await self._writer.run_sync(self._file.reopen)
             except Damaged as error:
                 await self._begin_anew(error)
             return await self._in_read_thread(question)
@@ -300,13 +308,10 @@ class Ledger:
     async def _in_read_thread(self, question: Callable[[sqlite3.Connection], T]) -> T:
         return await trio.to_thread.run_sync(self._file.read, question, limiter=self._read_limiter)
 
-    async def _in_write_thread(self, work: Callable[[], T], *, abandon: bool = False) -> T:
-        return await trio.to_thread.run_sync(work, limiter=self._write_limiter, abandon_on_cancel=abandon)
-
     async def _begin_anew(self, error: Damaged) -> None:
-        aside = await self._in_write_thread(self._file.set_aside)
+        aside = await self._writer.run_sync(self._file.set_aside)
         _log.error("history_damaged", path=self._path, set_aside=aside, error=str(error))
-        await self._in_write_thread(self._file.open)
+        await self._writer.run_sync(self._file.open)
 
     async def _flush(self, *, abandon: bool = False) -> bool:
         """Write all that has been recorded; False if it has to be tried again."""
@@ -334,10 +339,10 @@ class Ledger:
         try:
             began = trio.current_time()
             try:
-                unfit = await self._in_write_thread(write, abandon=abandon)
+                unfit = await self._writer.run_sync(write, abandon=abandon)
             except Damaged as error:
                 await self._begin_anew(error)
-                unfit = await self._in_write_thread(write, abandon=abandon)
+                unfit = await self._writer.run_sync(write, abandon=abandon)
         except Replaced as error:
             self._take_back(rows, retrying)
             self._removed += removed
@@ -382,7 +387,7 @@ class Ledger:
     async def _prune_now_and_then(self) -> None:
         while self._keep_seconds:
             try:
-                while await self._in_write_thread(lambda: self._file.prune(time.time() - self._keep_seconds)):
+                while await self._writer.run_sync(lambda: self._file.prune(time.time() - self._keep_seconds)):
                     await trio.lowlevel.checkpoint()
             except (sqlite3.Error, OSError, Damaged) as error:
                 _log.error("history_not_pruned", path=self._path, error=str(error))

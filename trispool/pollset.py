@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import select
 import time
 from collections import OrderedDict, deque
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from socket import SocketType
 from typing import TYPE_CHECKING, Final
 
+from trispool.bind import allowed
 from trispool.connection import Connection, Phase, Turn
 from trispool.errors import MalformedPacket, SpoolUnavailable, TaskRefused, TrispoolError
 
@@ -64,17 +63,8 @@ _WRITABLE: Final = select.EPOLLOUT | select.EPOLLONESHOT
 _SHORT_OF_RESOURCES: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 _ERRORS_OF_ONE_CONNECTION: Final = {
-    errno.ECONNABORTED,
-    errno.EPERM,
-    errno.EPROTO,
-    errno.ENOPROTOOPT,
-    errno.ENETDOWN,
-    errno.ENETUNREACH,
-    errno.EHOSTDOWN,
-    errno.EHOSTUNREACH,
-    errno.ENONET,
-    errno.EOPNOTSUPP,
-    errno.EINTR,
+    *(errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ENOPROTOOPT, errno.ENETDOWN, errno.ENETUNREACH),
+    *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENONET, errno.EOPNOTSUPP, errno.EINTR),
 }
 """accept(2): Linux passes on errors that the new connection has met already; they say nothing about the socket."""
 
@@ -107,8 +97,7 @@ class PollSet:
         # Answered to the end, the later ones since the last look.
         self._answered: list[Connection] = []
         self._just_answered: list[Connection] = []
-        networks = [ip_network(str(network)) for network in settings.allow_networks]
-        self._is_allowed = functools.lru_cache(1024)(functools.partial(_is_in, networks)) if networks else None
+        self._is_allowed = allowed(settings.allow_networks)
         self._max_held = max(HELD_BYTES, 4 * settings.max_body)
         self._now = 0.0
         self.accepted = 0
@@ -403,10 +392,3 @@ class PollSet:
         self.held -= connection.held
         del self._connections[connection.fd]
         connection.close()
-
-
-def _is_in(networks: Sequence[IPv4Network | IPv6Network], host: str) -> bool:
-    address = ip_address(host.partition("%")[0])
-    if isinstance(address, IPv6Address):
-        address = address.ipv4_mapped or address
-    return any(address in network for network in networks)
