@@ -20,10 +20,12 @@ from trispool.packet import (
     encode_vars,
     fault_in_vars,
     http_answer,
+    is_plain,
     new_task,
     task_from_vars,
     wants_http,
 )
+from trispool.reader import names_length
 from trispool.task import LATEST_AT, MAX_PRIORITY, MAX_VARS, NewTask
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "golden.json").read_text())
@@ -322,3 +324,42 @@ def test_an_http_answer_is_whole_and_closes(status: int, line: str, kind: str) -
     assert lines[0] == line
     assert set(lines[1:]) == {f"Content-Type: {kind}", f"Content-Length: {len(body)}", "Connection: close"}
     assert json.loads(body) == {"detail": "ü \r\n"}
+
+
+SPECIAL = (b"at", b"priority", b"spooler", b"CONTENT_LENGTH", b"HTTP_HOST", b"REQUEST_METHOD", b"SERVER_PROTOCOL", b"x")
+
+
+@given(
+    st.one_of(
+        st.binary(max_size=40),
+        st.dictionaries(st.one_of(st.sampled_from(SPECIAL), st.binary(min_size=1, max_size=9)), st.binary(max_size=9))
+        .map(encode_vars)
+        .flatmap(lambda payload: st.sampled_from([payload, payload[:-1], payload + b"\0", payload + b"\0\0\0\0"])),
+    )
+)
+def test_what_is_plain_needs_nothing_but_to_be_kept(payload: bytes) -> None:
+    if is_plain(payload):
+        vars = decode_vars(payload)
+        assert task_from_vars(payload, vars) == NewTask(payload)
+        assert not wants_http(vars)
+        assert not names_length(vars)
+        assert b"HTTP_TRANSFER_ENCODING" not in vars
+
+
+@pytest.mark.parametrize(
+    "vars", [{}, {b"k": b"v"}, {b"path": b"/a.mov", b"preset": b"", b"handler": b"h" * 300}, {b"what": b"at priority"}]
+)
+def test_ordinary_vars_are_plain(vars: dict[bytes, bytes]) -> None:
+    assert is_plain(encode_vars(vars))
+
+
+@pytest.mark.parametrize("key", SPECIAL[:-1])
+def test_vars_that_say_something_to_the_receiver_are_not_plain(key: bytes) -> None:
+    assert not is_plain(encode_vars({b"k": b"v", key: b"1", b"l": b"w"}))
+
+
+@pytest.mark.parametrize("payload", [b"\0\0\0\0", b"\1\0", b"\1\0k", b"\1\0k\0", b"\1\0k\1\0", b"\1\0k\0\0\0", b"\1"])
+def test_malformed_vars_are_not_plain(payload: bytes) -> None:
+    with pytest.raises(MalformedPacket):
+        decode_vars(payload)
+    assert not is_plain(payload)
