@@ -17,6 +17,7 @@ from trispool import ledger as ledger_module
 from trispool import ledgerfile, spoolfile, sqlitefile
 from trispool.control import Attempt
 from trispool.errors import SpoolUnavailable
+from trispool.incomingfile import IncomingRow
 from trispool.ledger import Ledger
 from trispool.ledgerfile import LedgerFile
 from trispool.operating import TaskFilter
@@ -157,6 +158,25 @@ async def test_what_is_recorded_together_goes_into_one_transaction(path: Path, m
         await writes.written.wait()
         assert writes.sizes == [300]
         assert stored(path) == [task_id(number) for number in range(300)]
+
+
+@pytest.mark.parametrize(("recorded", "carried"), [(63, 0), (64, 64)])
+async def test_much_that_was_recorded_goes_with_a_commit_of_tasks_and_little_is_gathered_on(
+    path: Path, monkeypatch: pytest.MonkeyPatch, recorded: int, carried: int
+) -> None:
+    monkeypatch.setattr(ledger_module, "GATHER_SECONDS", 1000)
+    writes = Writes(monkeypatch)
+    async with running(path) as ledger:
+        _, generation = await ledger.incoming()
+        for number in range(recorded):
+            ledger.record(row(number))
+        for number in (1, 2):
+            task = IncomingRow(number, task_id(1000 + number), None, NOW, b"", b"")
+            await ledger.commit([task], generation=generation, durable=False)
+        assert writes.sizes == [carried, 0]
+        # What nobody adds to is written to its end.
+        await ledger.commit([], generation=generation, durable=False)
+        assert stored(path) == [task_id(number) for number in range(recorded)]
 
 
 async def test_what_was_recorded_last_is_written_when_it_ends(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
