@@ -24,10 +24,10 @@ lies there is garbage.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
-from math import inf
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
+from tests.faults.sectors import Change, Cut, Timed, Written, put_together
 from tests.faults.tracing import unquoted
 
 if TYPE_CHECKING:
@@ -38,45 +38,6 @@ if TYPE_CHECKING:
     from tests.faults.tracing import Call
 
 __all__ = ["CHOICES", "Choice", "History", "Laid", "lay"]
-
-SECTOR: Final = 512
-
-
-@dataclass(slots=True)
-class Change:
-    """Something that was done to a file or a directory.
-
-    Attributes:
-        begin: When it began, as `Call` counts.
-        end: When it had been done.
-        safe: From when on it stays.
-    """
-
-    begin: int
-    end: int
-    safe: float = field(default=inf, init=False)
-
-
-@dataclass(slots=True)
-class Written(Change):
-    """Bytes at a place."""
-
-    offset: int
-    data: bytes
-
-
-@dataclass(slots=True)
-class Cut(Change):
-    """A file has this length."""
-
-    size: int
-
-
-@dataclass(slots=True)
-class Timed(Change):
-    """A file has this time, nanoseconds."""
-
-    mtime: int
 
 
 @dataclass(slots=True)
@@ -351,7 +312,7 @@ class History:
                 waiting += [(f"{path}/{name}" if path else name, below) for name, below in names.get(node, {}).items()]
             elif isinstance(node, File):
                 there = self._there(node.changes, cut, choice.content, random, share)
-                content, mtime = _content(there, cut, choice.content, random, share)
+                content, mtime = put_together(there, cut, random, share, torn=choice.content == "any")
                 if path.endswith("-shm"):
                     content = random.randbytes(len(content))
                 yield Laid(path, content, mtime, paths.get(node))
@@ -372,47 +333,6 @@ class History:
             # Which sectors of a write are there is seen to where they are put together.
             or (part == "any" and (isinstance(change, Written) or random.random() < share))
         ]
-
-
-def _content(changes: list[Change], cut: float, part: Part, random: Random, share: float) -> tuple[bytes, int | None]:
-    """The bytes of a file, and its time."""
-    content = bytearray()
-    mtime: int | None = None
-    grown = 0
-    garbage = random.random() < 0.5
-    for change in changes:
-        match change:
-            case Written(offset=offset, data=data):
-                if part != "any" or change.safe < cut:
-                    _put(content, offset, data)
-                    continue
-                grown = max(grown, offset + len(data))
-                for start, piece in _sectors(offset, data):
-                    if random.random() < share:
-                        _put(content, start, piece, random if garbage else None)
-            case Cut(size=size):
-                grown = min(grown, size)
-                del content[size:]
-                content += bytes(size - len(content))
-            case Timed(mtime=mtime):
-                pass
-    if part == "any" and grown > len(content) and random.random() < 0.5:
-        _put(content, grown, b"", random if garbage else None)
-    return bytes(content), mtime
-
-
-def _put(content: bytearray, offset: int, data: bytes, filler: Random | None = None) -> None:
-    if (hole := offset - len(content)) > 0:
-        content += filler.randbytes(hole) if filler else bytes(hole)
-    content[offset : offset + len(data)] = data
-
-
-def _sectors(offset: int, data: bytes) -> Iterator[tuple[int, bytes]]:
-    start = offset
-    while start < offset + len(data):
-        end = min((start // SECTOR + 1) * SECTOR, offset + len(data))
-        yield start, data[start - offset : end - offset]
-        start = end
 
 
 def lay(disk: Iterable[Laid], folder: Path) -> None:
