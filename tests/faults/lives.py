@@ -21,14 +21,14 @@ from tests.faults.load import Place, UnixConnection, answers, free_port
 from tests.faults.runs import End, Runs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from collections.abc import Set as AbstractSet
     from random import Random
 
 HANDLERS: Final = Path(__file__).with_name("recording_handlers.py")
 
 START_SECONDS: Final = 30.0
-"""A service that does not answer after this does not start."""
+"""A service that does nothing after this does not start."""
 
 END_SECONDS: Final = 60.0
 """What waits has to have run so long after the load has ended."""
@@ -101,6 +101,7 @@ class Life:
         self._parent = parent
         self._number = 0
         self.pid = 0
+        self._started = 0.0
         self._runs = folder / "runs"
         self._log = folder / "service.log"
         self._runs.mkdir(parents=True)
@@ -140,16 +141,23 @@ keep_history = "{keep_history}"
             "FAULTS_LIFE": str(self._number),
             "FAULTS_ASYNC": str(int(self.with_async)),
         }
+        self._started = time.monotonic()
         self.pid = self._parent.start(["run", "config.toml"], self.place.folder, self._log, environment)
 
-    def wait_until_it_answers(self) -> float:
-        """Wait until it answers in every way; gives the seconds that took."""
-        began = time.monotonic()
-        while not (answers(self.place) and self._counts()):
-            if time.monotonic() - began > START_SECONDS:
-                raise RuntimeError(f"the service does not answer:\n{self.end_of_log()}")
+    def wait_until_it_answers(self) -> None:
+        """Wait until it answers in every way."""
+        self._wait_until(lambda: answers(self.place) and self._counts(), "answer")
+
+    def wait_until_it_runs_tasks(self) -> float:
+        """Wait until one of its workers has run a task; gives the seconds since it was started."""
+        self._wait_until(lambda: self.runs().workers(self._number), "run tasks")
+        return time.monotonic() - self._started
+
+    def _wait_until(self, holds: Callable[[], object], what: str) -> None:
+        while not holds():
+            if time.monotonic() - self._started > START_SECONDS:
+                raise RuntimeError(f"the service does not {what}:\n{self.end_of_log()}")
             time.sleep(0.002)
-        return time.monotonic() - began
 
     def kill(self, *, workers: bool) -> None:
         """Kill the service, and if asked its workers at the same moment."""
