@@ -49,13 +49,16 @@ class Turn:
 
     Attributes:
         connection: Whose.
-        replies: One for each request, in order: the answer, or where that of the next task stands.
+        replies: One for each request, in order: the answer, or where that of the next task stands. None: all are tasks
+            whose client expects uwsgi's answer.
         tasks: For each `Pending`, in order.
     """
 
     __slots__ = ("connection", "replies", "tasks")
 
-    def __init__(self, connection: Connection, replies: Sequence[bytes | Pending], tasks: Sequence[NewTask]) -> None:
+    def __init__(
+        self, connection: Connection, replies: Sequence[bytes | Pending] | None, tasks: Sequence[NewTask]
+    ) -> None:
         self.connection = connection
         self.replies = replies
         self.tasks = tasks

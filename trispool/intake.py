@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from http import HTTPStatus
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -38,8 +39,6 @@ TURN_REQUESTS: Final = 256
 COMPLAINT_SECONDS: Final = 10.0
 """Of one kind of refusal, one in so many seconds is logged. A line costs as much as taking a task."""
 
-_ONE_TASK: Final = (Pending.UWSGI,)
-
 _log = structlog.get_logger()
 
 
@@ -69,25 +68,30 @@ class Intake:
         return PacketReader(max_packet=settings.max_packet, max_body=settings.max_body, modifiers=self._modifiers)
 
     def plain_turn(self, connection: Connection, data: bytes) -> Turn | None:
-        """What most clients send: one packet, whole and alone, whose vars need not be looked at; None if it is not so.
+        """What most clients send: whole packets, whose vars need not be looked at; None if it is not so.
 
         Args:
             connection: Whose.
             data: All that has come from it and was not looked at.
         """
-        if (
-            len(data) < 4
-            or self._always_http
-            or data[0] not in self._modifiers
-            or (data[1] | data[2] << 8) != len(data) - 4
-            or len(data) - 4 > self._settings.max_packet
-        ):
+        if self._always_http:
             return None
-        payload = data[4:]
-        if not is_plain(payload):
-            return None
-        self.requests += 1
-        return Turn(connection, _ONE_TASK, (NewTask(payload),))
+        tasks: list[NewTask] = []
+        end, position = len(data), 0
+        while position < end:
+            start = position + 4
+            if start > end or data[position] not in self._modifiers or len(tasks) == TURN_REQUESTS:
+                return None
+            size = data[position + 1] | data[position + 2] << 8
+            position = start + size
+            if position > end or size > self._settings.max_packet:
+                return None
+            payload = data[start:position]
+            if not is_plain(payload):
+                return None
+            tasks.append(NewTask(payload))
+        self.requests += len(tasks)
+        return Turn(connection, None, tasks)
 
     def next_turn(self, connection: Connection) -> Turn | None:
         """The whole requests that a connection has sent, up to a limit; None if there is none.
@@ -146,13 +150,16 @@ class Intake:
             turn: The turn.
             results: Gives what became of each of its tasks; may go on with those of the next turn.
         """
-        if turn.replies is _ONE_TASK:
-            result = next(results)
-            if not isinstance(result, TrispoolError):
-                self.spooled += 1
-                return ANSWER_SPOOLED
-            return self.refuse(turn.connection, result, http=False)
-        answers: list[bytes] = []
+        if turn.replies is None:
+            answers = [
+                self.refuse(turn.connection, result, http=False)
+                if isinstance(result, TrispoolError)
+                else ANSWER_SPOOLED
+                for result in islice(results, len(turn.tasks))
+            ]
+            self.spooled += answers.count(ANSWER_SPOOLED)
+            return b"".join(answers)
+        answers = []
         for reply in turn.replies:
             if isinstance(reply, bytes):
                 answers.append(reply)
