@@ -421,6 +421,31 @@ async def test_a_client_that_floods_has_the_others_served_in_between(
     assert names.index(b"other") <= 3 * intake.TURN_REQUESTS
 
 
+async def test_one_with_a_single_task_goes_before_all_that_flood(
+    settings: ListenSettings, enqueue: FakeEnqueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "TURN_REQUESTS", 1)
+    monkeypatch.setattr(pollset, "LOOK_SECONDS", 0)
+    floods = 50
+    names: list[bytes] = []
+    async with listening(settings, enqueue) as listener:
+        with contextlib.ExitStack() as stack:
+
+            def verdict(task: NewTask) -> Accepted:
+                names.append(decode_vars(task.payload)[b"n"])
+                if len(names) == 3 * floods:  # all others have had a turn, and wait for their next one
+                    stack.enter_context(connect_socket(listener, packet({"n": "single"})))
+                return Accepted("id", "default", None)
+
+            enqueue.verdict = verdict
+            for _ in range(floods):
+                stack.enter_context(connect_socket(listener, packet({"n": "flood"}) * 5))
+            await enqueue.wait_for_tasks(5 * floods + 1)
+            await trio.testing.wait_all_tasks_blocked()
+    assert names.count(b"flood") == 5 * floods
+    assert names.index(b"single") <= 3 * floods + 5
+
+
 async def test_a_client_that_does_not_read_its_answers_is_closed_and_disturbs_nobody(
     tmp_path: Path, enqueue: FakeEnqueue, mock_clock: trio.testing.MockClock
 ) -> None:

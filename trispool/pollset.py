@@ -94,6 +94,8 @@ class PollSet:
         self._connections: OrderedDict[int, Connection] = OrderedDict()
         # Seen to be ready, and not yet served. A queue of our own: what is armed anew goes behind what came meanwhile.
         self._ready: deque[Connection] = deque()
+        # The same of those that have sent more than a turn takes; it comes last: one task shall not wait for 50,000.
+        self._greedy: deque[Connection] = deque()
         # Answered to the end, the later ones since the last look.
         self._answered: list[Connection] = []
         self._just_answered: list[Connection] = []
@@ -140,7 +142,7 @@ class PollSet:
         for descriptor, _ in self._poll.poll(0, MAX_EVENTS):
             connection = self._connections.get(descriptor)
             if connection is not None:
-                ready.append(connection)
+                (self._greedy if connection.phase is Phase.BUFFERED else ready).append(connection)
             elif descriptor in self._sockets:
                 acceptable.append(self._sockets[descriptor])
         # Before anything is read: the clients of a Unix socket, which are shown before they have sent anything, then
@@ -158,11 +160,15 @@ class PollSet:
                 self._serve_ready(connection, burst)
             if time.perf_counter() >= give_way_at:
                 break
+        while self._greedy:  # one at least, however many others there are
+            self._serve_ready(self._greedy.popleft(), burst)
+            if time.perf_counter() >= give_way_at:
+                break
         return burst
 
     def has_more(self) -> bool:
         """Whether the last look left something for the next one."""
-        return bool(self._ready or self._answered or self._just_answered)
+        return bool(self._ready or self._greedy or self._answered or self._just_answered)
 
     def answer(self, burst: Sequence[Turn], results: Sequence[Accepted | TrispoolError], now: float) -> None:
         """Answer turns whose tasks are kept, or not.
