@@ -43,7 +43,7 @@ class Target(enum.Enum):
     ALL = "service and workers at once"
 
 
-SHARES: Final = {Target.SERVICE: 2000, Target.WORKER: 2500, Target.ALL: 500}
+SHARES: Final = {Target.SERVICE: 1500, Target.WORKER: 3250, Target.ALL: 250}
 """Moments at scale 1, for each durability: 10,000 in all."""
 
 A_ROUND: Final = {Target.SERVICE: 40, Target.WORKER: 100, Target.ALL: 40}

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 ANSWER_SECONDS: Final = 20.0
 """A client waits so long for an answer, and then counts it as none."""
 
-PAUSE_SECONDS: Final = 0.04
-"""The longest pause of a sender between two bursts: some 400 tasks a second of all senders together."""
+PAUSE_SECONDS: Final = 0.08
+"""The longest pause of a sender between two bursts: some 200 tasks a second of all senders together."""
 
 MAX_BURST: Final = 6
 """Tasks that a sender sends before it reads the answers."""

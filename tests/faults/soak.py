@@ -35,7 +35,7 @@ SAMPLES: Final = 600
 """In all, but not more than ten a second."""
 
 PAUSE_SECONDS: Final = 0.12
-"""The longest pause of a sender between two bursts: some 150 tasks a second of all senders together."""
+"""The longest pause of a sender between two bursts: some 130 tasks a second of all senders together."""
 
 KEEP_HISTORY: Final = "5m"
 """What is older goes every ten minutes, so the history has its full size after twenty, within the warm-up."""
