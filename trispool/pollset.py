@@ -94,8 +94,7 @@ class PollSet:
         self._connections: OrderedDict[int, Connection] = OrderedDict()
         # Seen to be ready, and not yet served. A queue of our own: what is armed anew goes behind what came meanwhile.
         self._ready: deque[Connection] = deque()
-        # The same of those that have sent more than a turn takes; it comes last: one task shall not wait for 50,000.
-        self._greedy: deque[Connection] = deque()
+        self._greedy: deque[Connection] = deque()  # more than a turn takes; last: one task shall not wait for 50,000
         # Answered to the end, the later ones since the last look.
         self._answered: list[Connection] = []
         self._just_answered: list[Connection] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 
-import atheris
+import atheris  # type: ignore[import-untyped] # it has no annotations
 
 with atheris.instrument_imports(include=["trispool"]):
     from tests.fuzz.http import http_server

@@ -10,7 +10,7 @@ import contextlib
 import json
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 from pydantic import ValidationError
@@ -161,7 +161,7 @@ def quantities(data: bytes) -> None:
     for value in values:
         for read, largest in ((read_seconds, math.inf), (read_bytes, math.inf), (parse_moment, LATEST_AT)):
             try:
-                found = read(value)  # type: ignore[operator] # mypy finds no type that they have in common
+                found = read(value)
             except ValueError:
                 continue
             assert 0 <= found <= largest
@@ -250,6 +250,14 @@ def batches(data: bytes) -> None:
             _check_task(result)
 
 
+_BODIES: Final[tuple[type[models.Request], ...]] = (
+    *(models.BulkOrder, models.SpoolSettings, models.Reschedule, models.Restart, models.Nothing),
+)
+_QUERIES: Final[tuple[type[models.Request], ...]] = (
+    *(models.TaskListing, models.BulkListing, models.AuditListing, models.EventsFrom),
+)
+
+
 def orders(data: bytes) -> None:
     """What asks for anything else, in a body or a query, is an order or has faults that can be told."""
     try:
@@ -257,14 +265,14 @@ def orders(data: bytes) -> None:
     except FaultyRequest as error:
         _check_faults(error)
     else:
-        for model in (models.BulkOrder, models.SpoolSettings, models.Reschedule, models.Restart, models.Nothing):
+        for model in _BODIES:
             _validate(model, body, in_query=False)
     try:
         pairs = pairs_of(data)
         query = {key.decode(): value.decode() for key, value in pairs}
     except (FaultyRequest, UnicodeDecodeError):
         return
-    for model in (models.TaskListing, models.BulkListing, models.AuditListing, models.EventsFrom):
+    for model in _QUERIES:
         _validate(model, query, in_query=True)
 
 
@@ -280,10 +288,11 @@ def _validate(model: type[models.Request], data: dict[str, Any], *, in_query: bo
 
 def cursors(data: bytes) -> None:
     """A cursor is a place that gives the same cursor again, or is refused."""
-    for sort in ("enqueued", "due"):
+    sorts: tuple[Literal["enqueued", "due"], ...] = ("enqueued", "due")
+    for sort in sorts:
         for text in (data.decode("latin-1"), _base64(data)):
             try:
-                cursor = Cursor.decode(text, sort)  # type: ignore[arg-type] # a Literal
+                cursor = Cursor.decode(text, sort)
             except TaskRefused:
                 continue
             assert cursor.sort == sort
