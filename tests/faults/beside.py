@@ -28,8 +28,8 @@ take the processor."""
 MORE_DESCRIPTORS: Final = 8
 """So many more than before are no leak: SQLite and threads open some as they are needed."""
 
-MOST_MB_AFTER: Final = 384
-"""What the service may keep: incomplete requests may have 256 MB, and the allocator keeps what is scattered of them."""
+MOST_MB_AFTER: Final = 512
+"""What the service may keep: incomplete requests may have 256 MB, and the allocator keeps what lies among it."""
 
 FACES: Final = ("uwsgi, Unix", "uwsgi, TCP", "HTTP")
 
