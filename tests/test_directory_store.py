@@ -86,6 +86,21 @@ async def test_it_is_unchanged_until_something_comes_or_it_cannot_be_read(
         assert not await store.is_unchanged()
 
 
+async def test_a_scan_by_names_pauses_between_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spoolscan, "NAMES_CHUNK", 2)
+    pauses = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    async with opened(tmp_path) as store:
+        await store.add([task(number) for number in range(6)])
+        with monkeypatch.context() as patched:
+            patched.setattr(trio, "sleep", sleep)
+            assert [entry async for chunk in store.scan(lambda refs: []) for entry in chunk] == []
+        assert pauses == [directory_module.NAMES_PAUSE] * 3
+
+
 async def test_a_scan_by_names_says_nothing_of_what_is_foreign(tmp_path: Path) -> None:
     async with opened(tmp_path) as store:
         os.mkfifo(f"{store.directory}/uwsgi_spoolfile_on_fifo")
