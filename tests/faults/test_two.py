@@ -20,6 +20,9 @@ def test_the_judge_sees_what_is_lost_and_what_ran_twice() -> None:
     assert judge(seen(a=[1.0]))[1] == ["b was acknowledged and is lost"]
     assert judge(seen(a=[1.0], b=[2.0], c=[1.0]))[1] == ["c ran, and nobody sent it"]
     assert judge(seen(a=[1.0, 1.5], b=[2.0]))[1] == ["a ran 2 times, [1.0, 1.5] (killed: None)"]
+    refused = seen(a=[1.0], b=[2.0])
+    refused.refused.append("c was answered b''")
+    assert judge(refused)[1] == ["c was answered b''"]
     silent = seen(a=[1.0], b=[2.0])
     silent.log = ""
     assert judge(silent)[1] == ["the second service does not say that there is another one"]

@@ -32,8 +32,11 @@ TIMES: Final = 10
 
 SPOOLED: Final = b"\xff\x00\x00\x01"
 
-RECORDED_SECONDS: Final = 1.0
+RECORDED_SECONDS: Final = 0.5
 """A task that ended so long before a kill is on record. It takes some hundredths of a second."""
+
+LOAD_SECONDS: Final = 1.5
+"""Before the first of them is ended, at least: longer than what a kill excuses."""
 
 Ends = Literal["both are stopped", "the first is killed", "the second is killed", "both are killed"]
 
@@ -56,6 +59,7 @@ class Seen:
         ended: When each ended.
         killed_at: When a service was killed, or None.
         log: Of the service that came second.
+        refused: What a client had to hear though nobody had ended its service.
     """
 
     sent: set[str] = field(default_factory=set)
@@ -64,12 +68,13 @@ class Seen:
     ended: dict[str, list[float]] = field(default_factory=dict)
     killed_at: float | None = None
     log: str = ""
+    refused: list[str] = field(default_factory=list)
 
 
 def judge(seen: Seen) -> tuple[Counter[str], list[str]]:
     """What is to be said of it: counts, and promises that were broken."""
     counts = Counter({"acknowledged": len(seen.acknowledged), "lost": 0, "run twice": 0, "says so": 0})
-    violations = []
+    violations = [*seen.refused]
     for n in sorted(seen.acknowledged - seen.ended.keys()):
         counts["lost"] += 1
         violations.append(f"{n} was acknowledged and is lost")
@@ -109,6 +114,7 @@ class Pair:
             self.services.append(Service(folder / name, telling, **settings))
         self.directory = folder / "spool"
         self._stop = threading.Event()
+        self._ended: set[int] = set()
 
     def load(self, number: int, random: Random) -> None:
         """A client of one of them, until it is told to stop or its service has gone."""
@@ -124,10 +130,15 @@ class Pair:
             if random.random() < 0.2:
                 vars["priority"] = str(random.randrange(3))
             try:
-                if service.send(vars) == SPOOLED:
-                    self.seen.acknowledged.add(n)
-            except OSError:
-                return  # it has gone
+                answer = service.send(vars)
+            except OSError as error:
+                answer = repr(error).encode()
+            if answer == SPOOLED:
+                self.seen.acknowledged.add(n)
+            elif number in self._ended:
+                return
+            else:
+                self.seen.refused.append(f"{n} was answered {answer!r}")
             time.sleep(random.choice((0, 0, 0.001, 0.02)))
 
     def make_files(self, random: Random) -> None:
@@ -139,7 +150,7 @@ class Pair:
             self.seen.sent.add(n)
             name = f"uwsgi_spoolfile_on_other_1_{count}_1_{int(time.time())}_0"
             path = self.directory.parent / name
-            path.write_bytes(packet({"n": n}))
+            path.write_bytes(packet({"n": n, "do": random.choice(("", "slow"))}))
             path.rename(self.directory / name)
             self.seen.acknowledged.add(n)
 
@@ -153,24 +164,26 @@ class Pair:
             time.sleep(seconds)
             match how:
                 case "both are stopped":
-                    for service in random.sample(self.services, 2):
-                        service.stop()
+                    for number in random.sample((0, 1), 2):
+                        self._end(number, signal.SIGTERM)
                 case "the first is killed" | "the second is killed":
-                    self._kill(self.services["second" in how])
-                    # The other one goes on, and takes over what the first had.
+                    self._end(int("second" in how), signal.SIGKILL)
+                    # The other one goes on, and takes over what this one had.
                     time.sleep(seconds)
-                    self.services["first" in how].stop()
+                    self._end(int("first" in how), signal.SIGTERM)
                 case "both are killed":
-                    for service in self.services:
-                        self._kill(service)
+                    for number in (0, 1):
+                        self._end(number, signal.SIGKILL)
         finally:
             self._stop.set()
             for load in loads:
                 load.join()
 
-    def _kill(self, service: Service) -> None:
-        self.seen.killed_at = self.seen.killed_at or time.clock_gettime(time.CLOCK_MONOTONIC)
-        service.stop(signal.SIGKILL)
+    def _end(self, number: int, how: signal.Signals) -> None:
+        self._ended.add(number)
+        if how == signal.SIGKILL and self.seen.killed_at is None:
+            self.seen.killed_at = time.clock_gettime(time.CLOCK_MONOTONIC)
+        self.services[number].stop(how)
 
     def finish(self) -> Seen:
         """Let one of them run what is left."""
@@ -234,7 +247,7 @@ def _once(folder: Path, how: Ends, random: Random) -> Seen:
         try:
             for service in pair.services:
                 service.start()
-            pair.end(how, 0.3 + random.random(), random)
+            pair.end(how, LOAD_SECONDS + random.random(), random)
             return pair.finish()
         finally:
             del os.environ["NOTES"]
