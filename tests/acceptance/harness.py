@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 HANDLERS = Path(__file__).with_name("handlers.py")
 LONG = 30.0
@@ -115,12 +115,12 @@ class Service:
         self.wait_until(lambda: self.status() and self._listens(), "answering")
         return self
 
-    def launch(self, limits: Callable[[], None] | None = None) -> None:
-        """Start it, and wait for nothing."""
+    def launch(self, limits: Callable[[], None] | None = None, under: Sequence[str] = ()) -> None:
+        """Start it, under another command if one is given, and wait for nothing."""
         environment = {**os.environ, "TELLING": str(self.telling.path)}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", "from trispool.cli import main; main()", "run", str(self.config)],
+                [*under, sys.executable, "-c", "from trispool.cli import main; main()", "run", str(self.config)],
                 env=environment,
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,

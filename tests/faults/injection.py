@@ -22,9 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-__all__ = ["ERRORS", "Call", "Tracing", "calls_in", "inject", "injecting", "record", "why_not"]
+__all__ = ["ERRORS", "RECORDING", "Call", "Tracing", "calls_in", "inject", "injecting", "record", "under", "why_not"]
 
 ERRORS: Final = ("ENOSPC", "EIO", "EDQUOT", "EMFILE")
+
+RECORDING: Final = ("-y", "-s", "0", "-e", "trace=%file,%desc")
+"""strace's arguments for what `calls_in` reads."""
 
 _LEFT_OUT: Final = frozenset({"close", "execve", "exit", "exit_group", "munmap"})
 
@@ -93,6 +96,11 @@ def injecting(call: Call, error: str, when: str) -> list[str]:
     return [*where, "-e", f"trace={call.name}", "-e", f"inject={call.name}:error={error}:when={when}"]
 
 
+def under(arguments: Sequence[str], log: Path) -> list[str]:
+    """What to put before a command to run it with strace, which stays in the background."""
+    return ["strace", "-D", "-f", "-qqq", "--seccomp-bpf", "-o", str(log), *arguments]
+
+
 @contextlib.contextmanager
 def inject(pids: Sequence[int], call: Call, error: str, when: str, log: Path) -> Iterator[Tracing]:
     """Let a call fail in some processes while this is open; see `injecting`."""
@@ -103,7 +111,7 @@ def inject(pids: Sequence[int], call: Call, error: str, when: str, log: Path) ->
 @contextlib.contextmanager
 def record(pids: Sequence[int], log: Path) -> Iterator[Tracing]:
     """Record what some processes do to files while this is open, for `calls_in`."""
-    with _attached(pids, ["-y", "-s", "0", "-e", "trace=%file,%desc"], log) as tracing:
+    with _attached(pids, RECORDING, log) as tracing:
         yield tracing
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tests.acceptance.harness import LONG, Service, Telling, packet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
 __all__ = ["ANSWER_SECONDS", "Watched", "Witness"]
 
@@ -242,13 +242,13 @@ class Watched(Service):
             raise AssertionError(f"it does not start: {error}\n{self.log.read_text()[-5000:]}") from None
         return self
 
-    def attempt(self) -> int | None:
-        """Start it where it may not be able to. Returns its exit code, or None: it answers.
+    def attempt(self, under: Sequence[str] = ()) -> int | None:
+        """Start it, see `launch`, where it may not be able to. Returns its exit code, or None: it answers.
 
         What it says meanwhile is in `said`.
         """
         self._said_from = self.log.stat().st_size if self.log.exists() else 0
-        self.launch()
+        self.launch(under=under)
         assert self.process is not None
 
         def is_over() -> bool:
