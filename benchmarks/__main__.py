@@ -57,21 +57,23 @@ def main(
 ) -> None:
     """Compare trispool with uWSGI and with other queues: all BENCHMARKS, or those named."""
     sizes = Sizes(**counts)
-    try:
-        with _workspace(directory) as workspace:
-            circumstances = [f"{time.strftime('%Y-%m-%d')}, commit {commit(ROOT)}", *describe(workspace)]
-            for name in benchmarks or SCENARIOS:
-                began = time.monotonic()
+    failed = False
+    with _workspace(directory) as workspace:
+        circumstances = [f"{time.strftime('%Y-%m-%d')}, commit {commit(ROOT)}", *describe(workspace)]
+        for name in benchmarks or SCENARIOS:
+            try:
                 result = _run(name, workspace, sizes, rounds, circumstances)
-                click.echo("\n".join([*result.lines(), ""]))
-                click.echo(f"{name}: {time.monotonic() - began:.0f} s", err=True)
-                if write:
-                    _write(docs, name, result)
-    except ServerFailed as error:
-        click.echo(f"failed: {error}", err=True)
-        sys.exit(1)
+            except (ServerFailed, RuntimeError, OSError) as error:
+                # The others are as good as ever, and this one can be run again alone.
+                click.echo(f"{name} failed: {error}", err=True)
+                failed = True
+                continue
+            click.echo("\n".join([*result.lines(), ""]))
+            if write:
+                _write(docs, name, result)
     if write:
         click.echo("\n".join(goals.lines(document.kept(docs / document.FIGURES))))
+    sys.exit(failed)
 
 
 @contextlib.contextmanager
@@ -95,7 +97,9 @@ def _run(name: str, workspace: Path, sizes: Sizes, rounds: int, circumstances: l
     result = Result(scenario.title(sizes), list(scenario.notes(sizes)), of_run, ranked=scenario.ranked)
     for number in range(rounds):
         for place, (who, run) in enumerate(scenario.runs.items()):
+            began = time.monotonic()
             result.add(who, run(workspace / f"{name}-{number}-{place}", sizes))
+            click.echo(f"{name}, round {number + 1}, {who}: {time.monotonic() - began:.0f} s", err=True)
     return result
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from benchmarks.servers import ServerFailed
+from benchmarks.servers import ServerFailed, token
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,9 +27,9 @@ class Asker:
     """
 
     def __init__(self, folder: Path) -> None:
+        self._token = token(folder)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.connect(str(folder / "http"))
-        self._token = (folder / "var" / "token").read_text().strip()
+        self._socket.connect(os.fspath(folder / "http"))
 
     def ask(self, path: str, change: dict[str, Any] | None = None) -> Any:  # noqa: ANN401 # what JSON may be
         """The answer to a GET, or to a PATCH with these changes.

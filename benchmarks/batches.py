@@ -10,7 +10,7 @@ from benchmarks.httpload import post, post_all
 from benchmarks.machine import create_cost
 from benchmarks.report import CREATE_COST, Measure, percentile
 from benchmarks.scenario import Scenario, of_servers
-from benchmarks.servers import Kind, ServerFailed, prepare, running
+from benchmarks.servers import Kind, ServerFailed, prepare, running, token
 from benchmarks.tasks import BATCH, PATIENCE, as_sent, best_frequency, document, lines, packet, warm_up
 
 if TYPE_CHECKING:
@@ -40,10 +40,10 @@ def http(kind: Kind, folder: Path, sizes: Sizes) -> Mapping[Measure, float]:
             packets = [packet(number) for number in range(sizes.enqueue)]
             started = _load(server, figures, "one a request", started, server.unix, packets, 1, sizes, None)
             return figures
-        token = (folder / "var" / "token").read_text().strip()
-        singles = [post(TASKS_PATH, token, "application/json", document(number)) for number in range(sizes.http)]
+        word = token(folder)
+        singles = [post(TASKS_PATH, word, "application/json", document(number)) for number in range(sizes.http)]
         batches = [
-            post(TASKS_PATH, token, "application/x-ndjson", lines(range(first, first + BATCH)))
+            post(TASKS_PATH, word, "application/x-ndjson", lines(range(first, first + BATCH)))
             for first in range(0, sizes.http_batches * BATCH, BATCH)
         ]
         address = os.fspath(folder / "http")

@@ -15,7 +15,7 @@ from benchmarks.httpload import post, post_all
 from benchmarks.processes import cpu_times, family
 from benchmarks.report import Measure
 from benchmarks.scenario import Scenario
-from benchmarks.servers import Kind, ServerFailed, prepare, running
+from benchmarks.servers import Kind, ServerFailed, prepare, running, token
 from benchmarks.tasks import BATCH, PATIENCE, fill, lines, packet, rest, warm_up
 
 if TYPE_CHECKING:
@@ -44,9 +44,9 @@ def _by_socket(server: Server, _folder: Path, sizes: Sizes, count: int) -> Go:
 
 
 def _in_batches(_server: Server, folder: Path, sizes: Sizes, count: int) -> Go:
-    token = (folder / "var" / "token").read_text().strip()
+    word = token(folder)
     bodies = [lines(range(first, min(first + BATCH, count))) for first in range(0, count, BATCH)]
-    requests = [post(TASKS_PATH, token, "application/x-ndjson", body) for body in bodies]
+    requests = [post(TASKS_PATH, word, "application/x-ndjson", body) for body in bodies]
     address = os.fspath(folder / "http")
     return lambda: _taken(run_load(address, requests, sizes.processes, BATCH_CONNECTIONS, post_all).refused)
 

@@ -10,6 +10,7 @@ import contextlib
 import enum
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -24,7 +25,7 @@ from benchmarks.records import Records
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["ROOT", "Kind", "Server", "ServerFailed", "prepare", "running", "uwsgi_binary"]
+__all__ = ["ROOT", "Kind", "Server", "ServerFailed", "prepare", "running", "token", "uwsgi_binary"]
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 HANDLERS: Final = ROOT / "benchmarks" / "handler.py"
@@ -118,6 +119,24 @@ def prepare(folder: Path) -> Path:
     spool = folder / "spool"
     spool.mkdir(parents=True)
     return spool
+
+
+def token(folder: Path) -> str:
+    """The operator's token of a trispool that runs, once its HTTP side is there: the sockets may be earlier.
+
+    Args:
+        folder: Its folder.
+
+    Raises:
+        ServerFailed: It does not come.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.connect(os.fspath(folder / "http"))
+            return (folder / "var" / "token").read_text().strip()
+        time.sleep(0.005)
+    raise ServerFailed(f"its HTTP side does not answer after {START_SECONDS} s\n{(folder / 'log').read_text()[-2000:]}")
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from benchmarks.batches import BATCH_CONNECTIONS, TASKS_PATH
 from benchmarks.client import run_clients, run_load
 from benchmarks.httpload import post, post_all
+from benchmarks.servers import token
 from benchmarks.tasks import BATCH, lines, packet
 
 if TYPE_CHECKING:
@@ -76,9 +77,9 @@ def in_batches(folder: Path, vars_: Mapping[str, str]) -> Way:
     """
 
     def way(numbers: range, processes: int, _: int) -> Load:
-        token = (folder / "var" / "token").read_text().strip()
+        word = token(folder)
         bodies = [lines(numbers[first : first + BATCH], **vars_) for first in range(0, len(numbers), BATCH)]
-        requests = [post(TASKS_PATH, token, "application/x-ndjson", body) for body in bodies]
+        requests = [post(TASKS_PATH, word, "application/x-ndjson", body) for body in bodies]
         return run_load(os.fspath(folder / "http"), requests, processes, BATCH_CONNECTIONS, post_all)
 
     return way
