@@ -82,8 +82,8 @@ class Rig:
     def started(self, taken: Sequence[Running]) -> None:
         self._note(*(("started", running.entry.id) for running in taken))
 
-    def ended(self, row: AttemptRow, state: TaskState) -> None:
-        self._note((f"{row.outcome}: {state}", row.task))
+    def ended(self, rows: Sequence[AttemptRow], state: TaskState) -> None:
+        self._note(*((f"{row.outcome}: {state}", row.task) for row in rows))
 
     def changed(self, task_id: str, state: TaskState) -> None:
         self._note((str(state), task_id))

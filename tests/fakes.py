@@ -197,8 +197,8 @@ class MemoryHistory:
         self.rows: list[AttemptRow] = []
         self.retrying: dict[str, Retrying] = {}
 
-    def record(self, row: AttemptRow) -> None:
-        self.rows.append(row)
+    def record(self, *rows: AttemptRow) -> None:
+        self.rows += rows
 
     def remember(self, retrying: Retrying) -> None:
         self.retrying[retrying.task] = retrying

@@ -41,8 +41,8 @@ def row(outcome: str, handler: str | None, queue: float = 0.02, run: float = 0.3
 def busy() -> Figures:
     figures = Figures(lambda: NOW)
     for outcome in ("ok", "ok", "retry", "failed"):
-        figures.ended(row(outcome, "app:h"), TaskState.DONE)
-    figures.ended(row("lost", None), TaskState.DEAD)
+        figures.ended([row(outcome, "app:h")], TaskState.DONE)
+    figures.ended([row("lost", None)], TaskState.DEAD)
     figures.scans.observe(0.004)
     figures.commits.observe(0.0004)
     return figures
@@ -181,7 +181,7 @@ def test_names_and_texts_keep_the_conventions() -> None:
 def test_a_handler_of_any_name_is_readable() -> None:
     figures = Figures(lambda: NOW)
     name = 'a"b\\c\nd\u00e9'
-    figures.ended(row("ok", name), TaskState.DONE)
+    figures.ended([row("ok", name)], TaskState.DONE)
     samples = parse(render(figures))
     assert value(samples, "trispool_attempts_total", spool="default", handler=name, outcome="ok") == 1
 
@@ -189,7 +189,7 @@ def test_a_handler_of_any_name_is_readable() -> None:
 def test_the_number_of_series_is_bounded() -> None:
     figures = Figures(lambda: NOW)
     for number in range(10 * MAX_HANDLERS):
-        figures.ended(row("ok", f"app:{number}"), TaskState.DONE)
+        figures.ended([row("ok", f"app:{number}")], TaskState.DONE)
     samples = parse(render(figures))
     handlers = {dict(labels)["handler"] for name, labels in samples if name == "trispool_attempts_total"}
     assert len(handlers) == MAX_HANDLERS + 1
@@ -238,7 +238,7 @@ async def test_a_storm_of_scrapes_costs_one(tmp_path: Path, autojump_clock: Mock
 async def test_metrics_and_stats_are_a_second_old_at_most(tmp_path: Path, autojump_clock: MockClock) -> None:
     service = Service(tmp_path)
     first = await service.reports.metrics(), await service.reports.stats()
-    service.figures["default"].ended(row("ok", "app:h"), TaskState.DONE)
+    service.figures["default"].ended([row("ok", "app:h")], TaskState.DONE)
     assert (await service.reports.metrics(), await service.reports.stats()) == first
     await trio.sleep(FRESH_SECONDS)
     samples = parse(await service.reports.metrics())

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from trispool import spoolfile
+from trispool import claimed, spoolfile
 from trispool.claimed import Gone, Locked, NotDue, Settling, Unclaimable, Unreadable
 from trispool.errors import SpoolUnavailable, TaskRefused
 from trispool.packet import encode_vars, new_task
@@ -134,6 +134,25 @@ def test_a_claimed_task_cannot_be_claimed_again(spool: SpoolDirectory) -> None:
     with pytest.raises(Gone):
         spool.claim(entry.ref)
     assert refs(spool) == []
+
+
+def test_files_of_another_owner_are_claimed_too(spool: SpoolDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    real = os.open
+
+    def of_others(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        asked.append(bool(flags & os.O_NOATIME))
+        if flags & os.O_NOATIME:
+            raise PermissionError(errno.EPERM, "Operation not permitted")  # open(2)
+        return real(path, flags, mode, dir_fd=dir_fd)
+
+    entries = [put(spool), put(spool)]
+    monkeypatch.setattr(claimed, "_flags", claimed._flags)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", of_others)
+        for entry in entries:
+            spool.claim(entry.ref).remove()
+    assert asked == [True, False, False], "after the first it is not tried again"
 
 
 HOLD = """

@@ -35,7 +35,8 @@ def status(name: str = "default", **fields: Any) -> SpoolStatus:
 
 def end(figures: Figures, outcome: str, handler: str | None = "app:h", queue: float = 0.01, run: float = 0.1) -> None:
     state = TaskState.DEAD if outcome == "lost" else TaskState.DONE
-    figures.ended(AttemptRow("t", 1, outcome, None, NOON, queue, run, 7, handler, None, None, NOON, None, NOON), state)
+    ended = AttemptRow("t", 1, outcome, None, NOON, queue, run, 7, handler, None, None, NOON, None, NOON)
+    figures.ended([ended], state)
 
 
 def enqueue(figures: Figures, count: int) -> None:

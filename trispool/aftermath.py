@@ -134,20 +134,35 @@ class Aftermath:
             policies: When the tasks of its handlers are tried again; see `trispool.workforce.policies_of`.
             reports: What it says.
         """
-        now = self._clock()
+        now, ended = self._clock(), self._backlog.ended
+        well: list[AttemptRow] = []
         for report in reports:
-            running = self._backlog.ended(report.claim.ref)
+            running = ended(report.claim.ref)
             if running is None:
                 continue
             if self._cancelling and self._is_cancelled(running, report, now):
                 continue
-            if report.code in RAN:
+            if report.code == "ok":
+                self._to_finish.append(report.claim)
+                well.append(row_of_attempt(running, report, report.handler))
+            elif report.code in RAN:
                 if report.handler is None and report.code in RAN_BADLY:
                     self._judge_later(policies, running, report)
                 else:
                     self._attempt_ended(policies, running, report, report.handler, now)
             else:
                 self._not_run(running, report, now)
+        if well:
+            self.counts["ok"] += len(well)
+            if self._backlog.knows_attempts:
+                for row in well:
+                    self._forget_attempts(row.task)
+            self._history.record(*well)
+            self._watcher.ended(well, TaskState.DONE)
+
+    def _forget_attempts(self, task_id: str) -> None:
+        if self._backlog.finished(task_id):
+            self._history.forget(task_id)
 
     def lost(self, policies: _Policies, returned: Sequence[Claim], suspects: Sequence[Claim], cause: str) -> None:
         """A worker process has ended.
@@ -246,13 +261,6 @@ class Aftermath:
         entry, code = running.entry, report.code
         self.counts[code] += 1
         row = row_of_attempt(running, report, handler)
-        if code == "ok":
-            self._to_finish.append(report.claim)
-            if self._backlog.finished(entry.id):
-                self._history.forget(entry.id)
-            self._history.record(row)
-            self._watcher.ended(row, TaskState.DONE)
-            return
         if code != "retry":
             self._log.warning(
                 "attempt_ended_badly",
@@ -283,7 +291,7 @@ class Aftermath:
         known = self._backlog.wait_again(running, again, now, error)
         self._history.remember(known)
         self._history.record(row)
-        self._watcher.ended(row, TaskState.SCHEDULED if known.due_at > now else TaskState.READY)
+        self._watcher.ended([row], TaskState.SCHEDULED if known.due_at > now else TaskState.READY)
 
     def _not_run(self, running: Running, report: Report, now: float) -> None:
         code, entry = report.code, running.entry
@@ -352,9 +360,8 @@ class Aftermath:
             self.counts["dead"] += 1
             row = row._replace(state="dead", error=row.error or reason)
             self._history.record(row)
-            if self._backlog.finished(entry.id):
-                self._history.forget(entry.id)
-            self._watcher.ended(row, TaskState.DEAD)
+            self._forget_attempts(entry.id)
+            self._watcher.ended([row], TaskState.DEAD)
             return
         # It is gone, or somebody else is at work on it, or the disk is full.
         self._log.error("task_not_set_aside", task=entry.id, reason=reason)
@@ -383,11 +390,10 @@ class Aftermath:
             self._put_back(running, self._clock(), at=self._clock() + self._backlog.frequency, locked=True)
         else:
             self._backlog.taken_out(entry.ref)
-            if self._backlog.finished(entry.id):
-                self._history.forget(entry.id)
+            self._forget_attempts(entry.id)
             self.counts[row.outcome] += 1
             row = row._replace(vars=kept_vars(removed))
             self._history.record(row)
-            self._watcher.ended(row, TaskState.CANCELLED)
+            self._watcher.ended([row], TaskState.CANCELLED)
         cancelling.settled.set()
         self._cannot_cancel(running)  # who asked for it, too, meanwhile

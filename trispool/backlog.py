@@ -83,6 +83,11 @@ class Backlog:
         return len(self._refs)
 
     @property
+    def knows_attempts(self) -> bool:
+        """Whether any unfinished task has had an attempt."""
+        return bool(self._retrying)
+
+    @property
     def running(self) -> Mapping[str, Running]:
         """What the workers have in hand, by `ref`."""
         return self._running

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from trispool.histogram import Histogram
@@ -39,6 +41,8 @@ OTHER: Final = "other"
 
 _NOT_RUN: Final = "set_aside"
 """The outcome of what was no task: it has no times."""
+
+_kind_of: Final = attrgetter("handler", "outcome")
 
 
 class Slot(NamedTuple):
@@ -133,23 +137,23 @@ class Figures:
             for running in taken:
                 self._note(running.entry.id, TaskState.RUNNING)
 
-    def ended(self, row: AttemptRow, state: TaskState) -> None:
-        """An attempt has ended; the task is in that state now."""
+    def ended(self, rows: Sequence[AttemptRow], state: TaskState) -> None:
+        """Attempts have ended; the tasks are in that state now."""
         now = self._clock()
         if not self._begins <= now < self._ends:
             self._turn(now)
-        tally = self._current.get(row.handler)
-        if tally is None:
-            tally = self._tally(row.handler)
-        outcome = row.outcome
-        tally.outcomes[outcome] += 1
-        if outcome != _NOT_RUN:
-            tally.queue.observe(row.queue_seconds)
-            tally.run.observe(row.run_seconds)
-        if state is TaskState.DEAD:
-            tally.dead += 1
+        for (handler, outcome), alike in groupby(rows, _kind_of):
+            group = [*alike]
+            tally = self._current.get(handler) or self._tally(handler)
+            tally.outcomes[outcome] += len(group)
+            if outcome != _NOT_RUN:
+                tally.queue.observe_all([row.queue_seconds for row in group])
+                tally.run.observe_all([row.run_seconds for row in group])
+            if state is TaskState.DEAD:
+                tally.dead += len(group)
         if self._changes is not None:
-            self._note(row.task, state)
+            for row in rows:
+                self._note(row.task, state)
 
     def changed(self, task_id: str, state: TaskState) -> None:
         """An operator has brought a task into that state."""

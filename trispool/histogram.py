@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import defaultdict
+from collections import Counter, defaultdict
+from functools import partial
 from math import ceil, sqrt
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 __all__ = ["BOUNDS", "PERCENTILE_ERROR", "Histogram"]
 
@@ -25,6 +26,8 @@ BOUNDS: Final = sorted(
 PERCENTILE_ERROR: Final = 0.07
 """How far a percentile may be off, as a part of it: the bounds are at most 14 % apart (1.4 to 1.6), and the middle, in
 ratio, is told. (Below 10 µs, 10 µs is told.)"""
+
+_bucket_of: Final = partial(bisect_left, BOUNDS)
 
 
 class Histogram:
@@ -45,6 +48,13 @@ class Histogram:
         """Count one."""
         self.counts[bisect_left(BOUNDS, seconds)] += 1
         self.sum += seconds
+
+    def observe_all(self, lengths: Sequence[float]) -> None:
+        """Count several; of many each costs a third of `observe`."""
+        counts = self.counts
+        for bucket, count in Counter(map(_bucket_of, lengths)).items():
+            counts[bucket] += count
+        self.sum += sum(lengths)
 
     def add(self, other: Histogram) -> None:
         """Count all that another one has."""

@@ -117,14 +117,17 @@ class Ledger:
         self._is_dropping = False
         self.statistics = LedgerStatistics()
 
-    def record(self, row: AttemptRow) -> None:
-        """Write this row soon. One that finds `MAX_PENDING` waiting is dropped."""
-        if row.state in _FINISHED and self._incoming:
-            self.remove(row.task)
-        if len(self._rows) >= MAX_PENDING:
-            self._drop(1, "the disk takes no more")
-            return
-        self._rows.append(row)
+    def record(self, *rows: AttemptRow) -> None:
+        """Write these rows soon. What finds `MAX_PENDING` waiting is dropped."""
+        if self._incoming:
+            for row in rows:
+                if row.state in _FINISHED:
+                    self.remove(row.task)
+        room = MAX_PENDING - len(self._rows)
+        if room < len(rows):
+            self._drop(len(rows) - room, "the disk takes no more")
+            rows = rows[:room]
+        self._rows += rows
         self._work.set()
 
     def remember(self, retrying: Retrying) -> None:

@@ -43,6 +43,8 @@ RAN_BADLY: Final = frozenset({"retry", "failed", "timeout"})
 UNREADABLE: Final = "set_aside"
 """The outcome in the history of what was no task."""
 
+_tuple: Final = tuple.__new__
+
 
 @dataclass(frozen=True, slots=True)
 class DispatcherSettings:
@@ -112,7 +114,7 @@ class Worker(Protocol):
 class History(Protocol):
     """Where attempts are recorded; see `trispool.ledger`."""
 
-    def record(self, row: AttemptRow) -> None: ...
+    def record(self, *rows: AttemptRow) -> None: ...
     def remember(self, retrying: Retrying) -> None: ...
     def forget(self, task_id: str) -> None: ...
 
@@ -126,8 +128,8 @@ class Watcher(Protocol):
     def started(self, taken: Sequence[Running], /) -> None:
         """A worker has been given these."""
 
-    def ended(self, row: AttemptRow, state: TaskState, /) -> None:
-        """An attempt has ended, and the task is now in this state."""
+    def ended(self, rows: Sequence[AttemptRow], state: TaskState, /) -> None:
+        """Attempts have ended, and their tasks are now in this state."""
 
     def changed(self, task_id: str, state: TaskState, /) -> None:
         """An operator has done something to a task, or a worker has given it back; it is now in this state."""
@@ -142,7 +144,7 @@ class Unwatched:
     def started(self, taken: Sequence[Running]) -> None:
         """See `Watcher.started`."""
 
-    def ended(self, row: AttemptRow, state: TaskState) -> None:
+    def ended(self, rows: Sequence[AttemptRow], state: TaskState) -> None:
         """See `Watcher.ended`."""
 
     def changed(self, task_id: str, state: TaskState) -> None:
@@ -205,24 +207,29 @@ async def handler_asked_for(claim: Claim, store: SpoolStore, handlers: Collectio
 
 def row_of_attempt(running: Running, report: Report, handler: str | None) -> AttemptRow:
     """What the history says of an attempt."""
-    entry = running.entry
-    # By position, and not by name: every task makes one.
-    return AttemptRow(
-        entry.id,
-        running.attempt,
-        report.code,
-        "done" if report.code == "ok" else None,
-        report.started_at,
-        max(0.0, report.started_at - running.due_at),
-        report.run_seconds,
-        running.worker_pid,
-        handler,
-        report.error,
-        report.traceback,
-        entry.at,
-        entry.priority,
-        entry.order[0] / 1e6,
-        report.vars,
+    task_id, _, at, priority, (enqueued, _), _ = running.entry
+    code, began = report.code, report.started_at
+    waited = began - running.due_at
+    # As AttemptRow(...) does, in half the time: every task makes one.
+    return _tuple(
+        AttemptRow,
+        (
+            task_id,
+            running.attempt,
+            code,
+            "done" if code == "ok" else None,
+            began,
+            waited if waited > 0 else 0.0,
+            report.run_seconds,
+            running.worker_pid,
+            handler,
+            report.error,
+            report.traceback,
+            at,
+            priority,
+            enqueued / 1e6,
+            report.vars,
+        ),
     )
 
 
