@@ -36,6 +36,7 @@ LAYERS: dict[str, list[list[str]]] = {
                 "packet",
                 "reader",
                 "spoolfile",
+                "readyqueue",
                 "schedule",
                 "retry",
                 "running",

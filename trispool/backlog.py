@@ -265,17 +265,18 @@ class Backlog:
             worker_pid: The worker.
         """
         taken = []
+        retrying, all_running = self._retrying, self._running
         for entry, due_at, _ in self._schedule.take(limit, now):
             attempt = 1
-            if self._retrying and (known := self._retrying.get(entry.id)):
+            if retrying and (known := retrying.get(entry.id)):
                 attempt = known.attempts + 1
                 self._refs.pop(entry.id, None)
             if entry.fresh:
                 # From now on a close is that of our own worker.
                 entry = entry._replace(fresh=False)
-            running = Running(entry, due_at, attempt, now, worker_pid)
-            self._running[entry.ref] = running
+            all_running[entry.ref] = running = Running(entry, due_at, attempt, now, worker_pid)
             taken.append(running)
+        if taken:
             self._at_rest = False
         if self._locked:
             for running in taken:

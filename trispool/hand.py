@@ -88,9 +88,9 @@ class Hand:
         first = self._next
         self._next = first + len(items)
         self.board.clear(first, len(items))
+        self.tasks.update(enumerate([claim for claim, _ in items], first))
         start = size = 0
         for end, (claim, _) in enumerate(items, 1):
-            self.tasks[first + end - 1] = claim
             if claim.content is not None:
                 size += len(claim.content[1])
                 if size > CONTENT_PER_FRAME:

@@ -10,14 +10,14 @@ Rules it keeps:
 4. A task costs some 290 bytes, 130 of them its name, and nothing that the garbage collector has to walk through: as
    objects a million tasks took 620 MB, and a full collection kept the loop from running for half a second.
 
-Two heaps: `_later` by due time, `_ready` by order of running. Their items are integers whose lowest 32 bits are the
-task's slot, the place of its record:
+Two queues: `_later`, a heap by due time, and `_ready` by order of running. Their items are integers whose lowest 32
+bits are the task's slot, the place of its record:
 
     later:   | due time, the 64 bits of a double (sorts as the number does)           | slot, 32 bits |
     ready:   | priority, 63 bits and one for none | enqueued, µs, 64 bits | counter, 32 | slot, 32 bits |
 
 `_keys` has the item of each task. One that moves leaves its old item behind; that is recognised by not being the one in
-`_keys` and dropped when it comes up (lazy deletion), or with all others when they are more than half of a heap.
+`_keys` and dropped when it comes up (lazy deletion), or with all others when they are more than half of a queue.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from array import array
 from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from trispool.readyqueue import ReadyQueue
 from trispool.task import Entry
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class Schedule:
     def _begin_anew(self) -> None:
         self._keys: dict[str, int] = {}
         self._later: list[int] = []
-        self._ready: list[int] = []
+        self._ready = ReadyQueue()
         # In the order of becoming ready, which is that of due times but for tasks found late; may hold stale ones.
         self._by_age: deque[int] = deque()
         self._ready_count = 0
@@ -182,15 +183,20 @@ class Schedule:
         """
         self.look(now)
         taken: list[Waiting] = []
-        ready, keys, refs = self._ready, self._keys, self._refs
-        while ready and len(taken) < limit:
-            key = heapq.heappop(ready)
-            slot = key & _SLOT
-            ref = refs[slot]
-            if ref is not None and keys[ref] is key:
-                taken.append(self._waiting(ref, slot))
-                del keys[ref]
-                self._leave(slot)
+        keys, refs, free, waiting = self._keys, self._refs, self._free, self._waiting
+        while len(taken) < limit and (first := self._ready.pop(limit - len(taken))):
+            for key in first:
+                slot = key & _SLOT
+                ref = refs[slot]
+                if ref is not None and keys[ref] is key:
+                    taken.append(waiting(ref, slot))
+                    # As `_leave` does.
+                    del keys[ref]
+                    refs[slot] = None
+                    free.append(slot)
+                    if self._odd:
+                        self._odd.pop(slot, None)
+        self._ready_count -= len(taken)
         self._forget_old()
         self._compact()
         return taken
@@ -345,7 +351,7 @@ class Schedule:
         key = (rank | max(0, microseconds) << 32 | min(counter, 0xFFFF_FFFF)) << 32 | slot
         self._keys[ref] = key
         self._ready_count += 1
-        heapq.heappush(self._ready, key)
+        self._ready.push(key)
         self._by_age.append(key)
 
     def _leave(self, slot: int) -> None:
@@ -365,8 +371,8 @@ class Schedule:
         return due_at
 
     def _forget_old(self) -> None:
-        by_age = self._by_age
-        while by_age and not self._is_live(by_age[0]):
+        by_age, keys, refs = self._by_age, self._keys, self._refs
+        while by_age and ((ref := refs[by_age[0] & _SLOT]) is None or keys[ref] is not by_age[0]):
             by_age.popleft()
 
     def _compact(self) -> None:
@@ -377,7 +383,6 @@ class Schedule:
             self._later = [key for key in self._later if self._is_live(key)]
             heapq.heapify(self._later)
         if len(self._ready) > 2 * self._ready_count + _COMPACT_FROM:
-            self._ready = [key for key in self._ready if self._is_live(key)]
-            heapq.heapify(self._ready)
+            self._ready.keep(self._is_live)
         if len(self._by_age) > 2 * self._ready_count + _COMPACT_FROM:
             self._by_age = deque(key for key in self._by_age if self._is_live(key))

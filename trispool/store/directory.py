@@ -53,6 +53,7 @@ NAMES_PAUSE: Final = 0.002
 MAX_WAITING: Final = 4096
 """Calls of `add` that may wait; further ones wait to be let in."""
 
+_tuple: Final = tuple.__new__
 _log = structlog.get_logger()
 
 T = TypeVar("T")
@@ -276,7 +277,7 @@ class DirectoryStore:
         """See `SpoolStore.claim`: the workers claim files, so that of one is only a path and costs nothing here."""
         if self._behind is not None and self._behind.rows:
             return await self._behind.claim(entries)
-        return [Claim(entry.id, entry.ref) for entry in entries]
+        return [_tuple(Claim, (entry.id, entry.ref, None)) for entry in entries]
 
     async def finish(self, done: Sequence[Claim]) -> None:
         """See `SpoolStore.finish`: if it had a file, the worker has removed that before it reported."""
