@@ -241,6 +241,23 @@ async def test_a_damaged_file_is_set_aside_and_said(tmp_path: Path) -> None:
     assert content_of(log["set_aside"]).startswith(b"no database")
 
 
+async def test_a_file_that_is_damaged_while_it_is_in_use_is_set_aside_and_said(tmp_path: Path) -> None:
+    with structlog.testing.capture_logs() as logs:
+        async with opened(tmp_path) as state:
+            await state.audit.note(ALICE, "scan", "1")
+            (tmp_path / "other").write_bytes(
+                b"no database, but longer than a header of SQLite, so it is looked at" * 100
+            )
+            (tmp_path / "other").rename(tmp_path / "state.db")
+            await state.audit.note(ALICE, "scan", "2")
+            await state.audit.note(ALICE, "scan", "3")
+            assert (await targets(state))[0] == "3"
+    (log,) = [log for log in logs if log["event"] == "state_not_written"]
+    _, said, aside = log["error"].partition("it has been set aside as ")
+    assert said
+    assert content_of(aside).startswith(b"no database")
+
+
 async def test_a_file_that_was_deleted_is_begun_anew(tmp_path: Path) -> None:
     async with opened(tmp_path) as state:
         await state.audit.note(ALICE, "scan", "1")

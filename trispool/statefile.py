@@ -87,9 +87,10 @@ class StateFile(SqliteFile):
             self._close_writing()
             if isinstance(error, sqlite3.Error):
                 self._disk_failed(error)
+            aside = ""
             if isinstance(error, Damaged) or isinstance(judged(error), Damaged):
-                self.set_aside()
-            raise OSError(f"{self.path}: {error}") from error
+                aside = f"; it has been set aside as {self.set_aside()}"
+            raise OSError(f"{self.path}: {error}{aside}") from error
         return results
 
     def read(self, question: Change) -> Any:  # noqa: ANN401 # whatever it returns

@@ -156,7 +156,7 @@ class StateWriter:
                 self._file.write, changes, limiter=self._write_limiter, abandon_on_cancel=abandon
             )
         except OSError as error:
-            if self.problem is None:
+            if self.problem != str(error):
                 _log.error("state_not_written", error=str(error))
             self.problem = str(error)
             for waiting in together:
