@@ -20,8 +20,8 @@ import trio
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-CLIENT_PAUSE: Final = 0.05
-"""Seconds between two connections of a client that was sent away: it is rude, and not a flood."""
+CLIENT_PAUSE: Final = 1.0
+"""Seconds between two connections of a client that was sent away: those of 10,000 are a flood as it is."""
 
 DRIBBLE_SECONDS: Final = 0.5
 """Between two bytes of a slow client."""
