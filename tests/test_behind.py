@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sqlite3
 import threading
 import time
@@ -336,6 +337,21 @@ async def test_a_commit_that_fails_is_not_acknowledged_and_the_next_one_may_succ
         assert store.problem is None
         assert ids_of_rows(path) == [before.id, after.id]
         assert await seen(store) == sorted([before.ref, after.ref])
+
+
+async def test_what_is_acknowledged_after_the_log_was_removed_is_in_the_file_that_is_there(
+    path: Path, never: None, tmp_path: Path
+) -> None:
+    async with opened_behind(path, fsync=True) as (store, _):
+        (before,) = await add(store, task(1))
+        os.unlink(path / ".trispool/spool.db-wal")
+        (after,) = await add(store, task(2))
+        # What a crash would leave is what the directory shows.
+        for ending in ("", "-wal"):
+            shutil.copyfile(path / f".trispool/spool.db{ending}", tmp_path / f"copy.db{ending}")
+        with closing(sqlite3.connect(tmp_path / "copy.db")) as connection:
+            found = connection.execute("SELECT task FROM incoming ORDER BY seq").fetchall()
+        assert found == [(before.id,), (after.id,)]
 
 
 async def test_trouble_that_is_over_is_noticed_though_nothing_is_enqueued(

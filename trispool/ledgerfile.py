@@ -73,6 +73,7 @@ class LedgerFile(SqliteFile):
         self.generation = 0
         self._is_durable = False  # was asked for
         self._is_full = False  # as of `PRAGMA synchronous`
+        self._which_log = NO_FILE
 
     # For the thread that writes
 
@@ -213,6 +214,9 @@ class LedgerFile(SqliteFile):
     def _connected(self) -> sqlite3.Connection:
         is_the_same = file_at(self.path) == self._which
         if self._writing is not None and is_the_same:
+            if self._which_log not in (NO_FILE, file_at(f"{self.path}-wal")):
+                # SQLite would go on writing where nobody finds it again.
+                raise Damaged("its log has been removed or replaced")
             return self._writing
         self._close_writing()
         if not is_the_same:
@@ -237,6 +241,7 @@ class LedgerFile(SqliteFile):
         self._writing = connection
         self._is_full = False
         self._which = file_at(self.path)
+        self._which_log = file_at(f"{self.path}-wal")
         return {row[0]: Retrying(row[0], row[1], row[2], bool(row[3]), row[4], row[5]) for row in rows}
 
     def _transaction(
