@@ -205,7 +205,7 @@ def test_a_picture_is_the_same_when_the_figures_are(tmp_path):
     assert picture.read_bytes() == first
 
 
-def test_a_benchmark_that_fails_does_not_take_others_with_it(tmp_path, monkeypatch):
+def test_who_fails_does_not_take_others_with_it(tmp_path, monkeypatch):
     def fails(folder, sizes):
         raise ServerFailed("it has ended")
 
@@ -214,14 +214,15 @@ def test_a_benchmark_that_fails_does_not_take_others_with_it(tmp_path, monkeypat
 
     scenarios = {
         "first": Scenario(lambda sizes: "First", {"a": fails}),
-        "second": Scenario(lambda sizes: "Second", {"a": works}, rounds=1),
+        "second": Scenario(lambda sizes: "Second", {"b": works, "a": fails}, rounds=1, ranked=True),
     }
     monkeypatch.setattr(command, "SCENARIOS", scenarios)
     done = CliRunner().invoke(command.main, ["--directory", os.fspath(tmp_path)])
     assert done.exit_code == 1
-    assert "first failed: it has ended" in done.stderr
+    assert "first, round 1, a failed: it has ended" in done.stderr
     assert "### First" not in done.stdout
-    assert _cells(done.stdout.splitlines()) == [["", "unit", "a"], ["rate", "/s", "77"]]
+    assert "- a failed in round 1." in done.stdout
+    assert [cells[:2] for cells in _cells(done.stdout.splitlines())] == [["", "rate, /s"], ["b", "77"]]
     assert list(tmp_path.iterdir()) == []
 
 

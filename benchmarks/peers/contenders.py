@@ -136,7 +136,7 @@ PEERS: Final = (
         f"{_TASKS}.huey_tasks",
         stores.file,
         [_HUEY],
-        "`SqliteHuey` as it comes, `huey_consumer --workers 2 --worker-type process`",
+        "`SqliteHuey` as it comes but for `timeout=30`, `huey_consumer --workers 2 --worker-type process`",
         _KILL,
     ),
     Peer(

@@ -93,5 +93,6 @@ SCENARIO: Final = Scenario(
     lambda sizes: f"Task queues for Python, end to end: {sizes.peers:,} tasks from the first call to the last start",
     _runs(),
     _notes,
+    rounds=2,  # of two minutes each
     ranked=True,
 )

@@ -8,7 +8,11 @@ from huey import SqliteHuey
 
 from benchmarks.records import Appender
 
-huey = SqliteHuey(filename=os.environ["BENCHMARK_BROKER"], fsync=os.environ["BENCHMARK_FSYNC"] == "yes")
+huey = SqliteHuey(
+    filename=os.environ["BENCHMARK_BROKER"],
+    fsync=os.environ["BENCHMARK_FSYNC"] == "yes",
+    timeout=30,  # a client that has waited for its turn for 5 s, as it comes, would be told that the database is locked
+)
 _records = Appender(os.environ["BENCHMARK_RECORDS"])
 
 
