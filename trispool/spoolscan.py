@@ -107,15 +107,16 @@ def _scan_folder(
     chunk: list[Entry] = []
     now = time.time()
     prefix = f"{folder}/" if folder else ""
-    # By path, not by descriptor: os.scandir on a descriptor shares its read position with other scans.
-    with os.scandir(f"{path}/{folder}") as entries:
+    # By path, since what else lies there is looked at when this is over; the files by descriptor, since a path is gone
+    # along for each of them anew.
+    with os.scandir(f"{path}/{folder}") as entries, _opened(f"{path}/{folder}") as fd:
         for entry in entries:
             name = entry.name
             if not spoolfile.is_spool_name(name):
                 others.append(entry)
                 continue
             try:
-                status = entry.stat(follow_symlinks=False)
+                status = os.stat(name, dir_fd=fd, follow_symlinks=False)
             except FileNotFoundError:
                 continue
             if not stat.S_ISREG(status.st_mode):
@@ -127,6 +128,15 @@ def _scan_folder(
                 chunk = []
     if chunk:
         yield chunk
+
+
+@contextlib.contextmanager
+def _opened(folder: str) -> Generator[int, None, None]:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def refs(path: str, stamps: Stamps | None = None) -> Generator[list[str], None, None]:
