@@ -267,9 +267,9 @@ class Notes:
         self._count = spool.figures.ended
         monkeypatch.setattr(spool.figures, "ended", self._ended)
 
-    def _ended(self, row: AttemptRow, state: TaskState) -> None:
-        self._count(row, state)
-        self.ends.append((row.task, row.outcome, state))
+    def _ended(self, rows: Sequence[AttemptRow], state: TaskState) -> None:
+        self._count(rows, state)
+        self.ends += [(row.task, row.outcome, state) for row in rows]
         self._changed.set()
 
     async def until(self, *end: object) -> None:
