@@ -147,6 +147,9 @@ class PacketReader:
                 self._body.write(piece)
                 self._start += len(piece)
                 self.missing -= len(piece)
+            if self._start == len(self._buffer):  # a slow body shall not hold what came before it once more
+                self._buffer = b""
+                self._start = 0
         if self.missing:
             return NEED_DATA
         self._head = None
