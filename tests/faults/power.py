@@ -42,6 +42,9 @@ WAYS: Final = (("rows first", False), ("files at once", True))
 LOSSES: Final = 3
 """Disks to see that each of `LOST` is found."""
 
+LOOKED_AT: Final = 20
+"""Moments, to find them."""
+
 SEEN: Final = "without any sync of "
 """How the rows of `LOST` begin."""
 
@@ -147,13 +150,23 @@ def _moment(promises: Promises, history: History, random: Random) -> int:
 
 def _plan_losses(trace: Trace, external: bool, random: Random) -> Iterator[Planned]:
     promises = Promises(trace.calls, trace.sent)
-    # Where most would be lost.
-    cuts = sorted((moment + 1 for moment in promises.moments), key=lambda cut: len(promises.awaited(cut)))[-LOSSES:]
+    kept = History(trace.calls, trace.root)
     for lost in LOST:
         if lost.external == external:
             history = History(trace.calls, trace.root, lost.is_lost)
-            for cut in cuts:
+
+            def missing(cut: int, lost: Lost = lost, history: History = history) -> int:
+                return _size(kept, cut, lost.choice) - _size(history, cut, lost.choice)
+
+            # Just when something has been promised, and where most is missing: a later sync of another kind, as that
+            # of the whole file system, may have made up for it.
+            some = random.sample(promises.moments, min(LOOKED_AT, len(promises.moments)))
+            for cut in sorted((moment + 1 for moment in some), key=missing)[-LOSSES:]:
                 yield Planned(f"{SEEN}{lost.what}", promises, history, cut, lost.choice, random.getrandbits(64))
+
+
+def _size(history: History, cut: int, choice: Choice) -> int:
+    return sum(len(laid.content or b"") for laid in history.disk(cut, choice, Random(0)) if laid.same is None)
 
 
 def _replay(planned: Sequence[Planned], folder: Path, rows: dict[str, Row]) -> None:
