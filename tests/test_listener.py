@@ -659,6 +659,23 @@ async def test_a_new_connection_takes_the_place_of_one_long_silent(
                 assert await exactly(older, 4) == ANSWER_SPOOLED
 
 
+async def test_who_has_asked_and_was_not_read_yet_is_not_silent(
+    tmp_path: Path, enqueue: FakeEnqueue, mock_clock: trio.testing.MockClock
+) -> None:
+    settings = ListenSettings(bind=unix(tmp_path), timeout=5, max_connections=1)
+    async with listening(settings, enqueue) as listener:
+        with connect_socket(listener) as first:
+            await _until_open(listener, 1)
+            mock_clock.jump(2)
+            # Between two looks; connections are accepted before anything is read.
+            first.sendall(packet())
+            with connected(listener, packet()) as second:
+                assert await exactly(second, 4) == ANSWER_REFUSED
+            await enqueue.wait_for_tasks(1)
+            await trio.testing.wait_all_tasks_blocked()
+            assert first.recv(4) == ANSWER_SPOOLED
+
+
 async def test_accepting_pauses_and_goes_on_when_descriptors_run_out(
     settings: ListenSettings, enqueue: FakeEnqueue
 ) -> None:

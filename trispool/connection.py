@@ -147,8 +147,10 @@ class Connection:
         except OSError:
             return b""
 
-    def has_news(self) -> bool:
-        """Whether there is something to receive."""
+    def waits_for_us(self) -> bool:
+        """Whether it is our turn: its requests are being kept, or there is something to receive."""
+        if self.phase is not Phase.READING:
+            return self.phase is Phase.ENQUEUED
         try:
             self.sock.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK)
         except (BlockingIOError, InterruptedError):

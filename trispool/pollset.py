@@ -202,7 +202,7 @@ class PollSet:
             if connection.progress_at + timeout > now:
                 return connection.progress_at + timeout
             # What has come and was not read yet, for too many bursts wait for their commit, is progress, too.
-            if connection.phase is Phase.ENQUEUED or (connection.phase is Phase.READING and connection.has_news()):
+            if connection.waits_for_us():
                 self._has_progressed(connection)
             else:
                 self._time_out(connection)
@@ -239,7 +239,7 @@ class PollSet:
     def _make_room(self) -> bool:
         """Close the connection that has been silent for longest, if that is long."""
         connection = next(iter(self._connections.values()), None)
-        if connection is None or connection.phase is Phase.ENQUEUED:
+        if connection is None or connection.waits_for_us():
             return False
         if self._now - connection.progress_at <= self._settings.timeout / 5:
             return False
