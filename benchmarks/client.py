@@ -26,11 +26,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
+    "ANSWER",
     "STALLED_SECONDS",
     "Address",
     "Client",
     "Drive",
     "Load",
+    "connect",
     "exchange",
     "run_clients",
     "run_load",
@@ -84,7 +86,7 @@ class Load:
 
 def exchange(address: Address, packet: bytes) -> bytes:
     """Send one packet and read the answer."""
-    with _connect(address, None) as sock:
+    with connect(address, None) as sock:
         sock.settimeout(STALLED_SECONDS)
         sock.sendall(packet)
         return sock.recv(64)
@@ -173,7 +175,7 @@ def _drive(
 
         def send(packet: bytes) -> None:
             began = time.monotonic()
-            sock = _connect(address, next(next_source))
+            sock = connect(address, next(next_source))
             sock.sendall(packet)
             waiting[sock.fileno()] = (sock, began)
             epoll.register(sock.fileno(), select.EPOLLIN)
@@ -198,7 +200,8 @@ def _drive(
     return latencies, refused
 
 
-def _connect(address: Address, source: str | None) -> socket.socket:
+def connect(address: Address, source: str | None) -> socket.socket:
+    """A connection; by TCP from an address of the own ones, if one is given."""
     if isinstance(address, str):
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     else:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from benchmarks.client import run_load, trivial_responder
 from benchmarks.machine import create_cost
+from benchmarks.openload import UNDER_WAY, send_over_open
 from benchmarks.report import CREATE_COST, Measure, percentile
 from benchmarks.scenario import Scenario, of_servers
 from benchmarks.servers import Kind, ServerFailed, prepare, running
@@ -15,10 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from benchmarks.client import Address
+    from benchmarks.client import Address, Drive
     from benchmarks.sizes import Sizes
 
 __all__ = ["SCENARIO"]
+
+OPEN: Final = "Unix socket, kept open"
+"""What only trispool takes."""
 
 CLIENT: Final = "client alone"
 """The name of the server that does nothing but answer."""
@@ -31,10 +35,15 @@ def enqueue(kind: Kind, folder: Path, sizes: Sizes) -> Mapping[Measure, float]:
     packets = [packet(number) for number in range(sizes.enqueue)]
     with running(kind, folder, frequency=best_frequency(kind)) as server:
         started = warm_up(server)
-        addresses: dict[str, Address] = {"Unix": server.unix, "TCP": server.tcp}
-        for name, address in addresses.items():
+        loads: list[tuple[str, Address, Drive | None]] = [
+            ("Unix socket", server.unix, None),
+            ("TCP socket", server.tcp, None),
+        ]
+        if kind is not Kind.UWSGI:
+            loads.append((OPEN, server.unix, send_over_open))
+        for name, address, drive in loads:
             cpu = server.cpu_seconds()
-            load = run_load(address, packets, sizes.processes, sizes.connections)
+            load = run_load(address, packets, sizes.processes, sizes.connections, drive)
             if load.refused:
                 raise ServerFailed(f"{load.refused} of {len(packets)} packets were refused\n{server.log_end()}")
             server.wait_for(started + len(packets), PATIENCE)
@@ -42,12 +51,12 @@ def enqueue(kind: Kind, folder: Path, sizes: Sizes) -> Mapping[Measure, float]:
             starts = server.records.read(started)
             as_sent(starts, len(packets))
             started += len(packets)
-            figures[Measure(f"{name} socket: enqueued", "/s", more_is_better=True)] = load.rate
-            figures[Measure(f"{name} socket: answer, p50", "ms")] = percentile(load.latencies, 50) * 1e3
-            figures[Measure(f"{name} socket: answer, p99", "ms")] = percentile(load.latencies, 99) * 1e3
+            figures[Measure(f"{name}: enqueued", "/s", more_is_better=True)] = load.rate
+            figures[Measure(f"{name}: answer, p50", "ms")] = percentile(load.latencies, 50) * 1e3
+            figures[Measure(f"{name}: answer, p99", "ms")] = percentile(load.latencies, 99) * 1e3
             whole = starts[-1].monotonic - load.began
-            figures[Measure(f"{name} socket: enqueued and run", "/s", more_is_better=True)] = len(packets) / whole
-            figures[Measure(f"{name} socket: CPU a task, run too", "µs")] = cpu / len(packets) * 1e6
+            figures[Measure(f"{name}: enqueued and run", "/s", more_is_better=True)] = len(packets) / whole
+            figures[Measure(f"{name}: CPU a task, run too", "µs")] = cpu / len(packets) * 1e6
     return figures
 
 
@@ -72,6 +81,8 @@ SCENARIO: Final = Scenario(
         f"{sizes.processes} client processes with {sizes.connections} connections each, one packet a connection. "
         "uWSGI's spoolers run at the lowest priority, as trispool's workers do, and with more workers for its "
         'sockets it lets a backlog grow that runs afterwards; see "enqueued and run".',
+        f'"{OPEN}": connections that stay open, with {UNDER_WAY} packets under way on each. uWSGI takes one packet a '
+        "connection.",
         f'"{CLIENT}" is the client\'s own limit: two processes that read a packet and answer, nothing else.',
         f"uWSGI's frequency is {SHORTEST} s: tasks that come while its spoolers are busy wait for the next scan.",
     ],
