@@ -665,7 +665,8 @@ async def test_who_has_asked_and_was_not_read_yet_is_not_silent(
     settings = ListenSettings(bind=unix(tmp_path), timeout=5, max_connections=1)
     async with listening(settings, enqueue) as listener:
         with connect_socket(listener) as first:
-            await _until_open(listener, 1)
+            await trio.testing.wait_all_tasks_blocked()
+            assert listener.statistics().open == 1
             mock_clock.jump(2)
             # Between two looks; connections are accepted before anything is read.
             first.sendall(packet())
