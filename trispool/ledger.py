@@ -351,21 +351,18 @@ class Ledger:
                 await self._begin_anew(error)
                 unfit = await self._writer.run_sync(write, abandon=abandon)
         except Replaced as error:
-            self._take_back(rows, retrying)
-            self._removed += removed
+            self._take_back(rows, retrying, removed)
             return error
         except (sqlite3.Error, OSError, Damaged) as error:
             self.statistics.failed_commits += 1
             if str(error) != self._complaint:
                 self._complaint = str(error)
                 _log.error("history_not_written", path=self._path, rows=len(rows), error=self._complaint)
-            self._take_back(rows, retrying)
-            self._removed += removed
+            self._take_back(rows, retrying, removed)
             return error
         except trio.Cancelled:
             # Before the thread had begun: nothing is lost, the last flush takes it.
-            self._take_back(rows, retrying)
-            self._removed += removed
+            self._take_back(rows, retrying, removed)
             raise
         if self._complaint:
             self._complaint = ""
@@ -377,12 +374,13 @@ class Ledger:
             self._drop(unfit, "SQLite would not take them")
         return None
 
-    def _take_back(self, rows: list[AttemptRow], retrying: dict[str, Retrying | None]) -> None:
+    def _take_back(self, rows: list[AttemptRow], retrying: dict[str, Retrying | None], removed: list[int]) -> None:
         room = max(0, MAX_PENDING - len(self._rows))
         if len(rows) > room:
             self._drop(len(rows) - room, "the disk takes no more")
         self._rows = rows[:room] + self._rows
         self._retrying = retrying | self._retrying
+        self._removed += removed
         self._work.set()
 
     def _drop(self, count: int, why: str) -> None:
