@@ -179,6 +179,25 @@ async def test_much_that_was_recorded_goes_with_a_commit_of_tasks_and_little_is_
         assert stored(path) == [task_id(number) for number in range(recorded)]
 
 
+async def test_a_task_whose_commit_failed_and_is_tried_again_stays(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "GATHER_SECONDS", 0)
+    monkeypatch.setattr(ledger_module, "GATHER_FINISHED_SECONDS", 0)
+    failing = {1, 2}
+    writes = Writes(
+        monkeypatch, lambda number: sqlite3.OperationalError("disk I/O error") if number in failing else None
+    )
+    async with opened(path) as ledger:
+        _, _generation = await ledger.incoming()
+        task = IncomingRow(1, task_id(), None, NOW, b"", b"")
+        for _ in failing:
+            with pytest.raises(SpoolUnavailable):
+                await ledger.commit([task], generation=ledger._file.generation, durable=False)
+        await ledger.commit([task], generation=ledger._file.generation, durable=False)
+        await ledger.commit([], generation=ledger._file.generation, durable=False)
+        assert (await ledger.incoming())[0] == [task]
+    assert len(writes.sizes) == 3
+
+
 async def test_what_was_recorded_last_is_written_when_it_ends(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger_module, "GATHER_SECONDS", 1000)
     known = Retrying(task_id(), 2, NOW + 5, False, NOW, None)

@@ -13,10 +13,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from trispool.control import SpoolStatus, WorkerStatus
 from trispool.figures import MAX_HANDLERS, OTHER, Figures
 from trispool.httpcounts import HttpCounts
-from trispool.ledger import Ledger, LedgerStatistics
+from trispool.ledger import Ledger
 from trispool.listener import ListenerStatistics
 from trispool.metrics import Readings, render_metrics
 from trispool.reports import FRESH_SECONDS, Reports
+from trispool.tally import LedgerStatistics
 from trispool.task import AttemptRow, TaskState
 
 if TYPE_CHECKING:

@@ -20,7 +20,6 @@ from __future__ import annotations
 import math
 import sqlite3
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import structlog
@@ -28,11 +27,11 @@ import trio
 
 from trispool import spoolfile
 from trispool.errors import SpoolUnavailable
-from trispool.histogram import Histogram
 from trispool.incomingfile import IncomingChange
 from trispool.ledgerfile import LedgerFile, Replaced
 from trispool.ledgersearch import HISTORY, history, last_runs, search
 from trispool.sqlitefile import Damaged
+from trispool.tally import LedgerStatistics
 from trispool.task import AttemptRow
 from trispool.writethread import WriteThread
 
@@ -81,16 +80,6 @@ _log = structlog.get_logger()
 T = TypeVar("T")
 
 
-@dataclass(slots=True)
-class LedgerStatistics:
-    """Since the start: rows written, rows that disk or SQLite did not take, and commits that failed or took so long."""
-
-    written: int = 0
-    dropped: int = 0
-    failed_commits: int = 0
-    commits: Histogram = field(default_factory=Histogram)
-
-
 class Ledger:
     """See the module. `record`, `remember` and `forget` return at once; `run_ledger` writes what they left.
 
@@ -112,6 +101,7 @@ class Ledger:
         self._flushing = trio.Lock()
         self._writer = WriteThread("trispool writes")
         self._read_limiter = trio.CapacityLimiter(1)
+        self._has_failed = False  # what was to be written is given back
         self._taken_at = -math.inf  # the last time that all that was recorded went into a transaction
         self._complaint = ""
         self._is_dropping = False
@@ -177,8 +167,10 @@ class Ledger:
         if isinstance(error, Replaced):
             raise error
         if error is not None:
-            # What has failed may be found to have been written all the same.
+            # What has failed may be found to have been written all the same. Before it is tried again, with the same
+            # numbers, and not after that.
             self._removed.extend(row.seq for row in added)
+            self._has_failed = True
             raise SpoolUnavailable(f"the task could not be written: {error}") from error
         self._incoming.update((row.task, row.seq) for row in added)
 
@@ -331,11 +323,12 @@ class Ledger:
             Why nothing of it has been written, and the rest has to be tried again; or None.
         """
         rows, retrying, removed = list[AttemptRow](), dict[str, "Retrying | None"](), list[int]()
-        if not added or len(self._rows) >= CARRIED_ROWS or len(self._removed) >= CARRIED_ROWS:
+        much = len(self._rows) >= CARRIED_ROWS or len(self._removed) >= CARRIED_ROWS
+        if not added or much or self._has_failed:
             rows, self._rows = self._rows, rows
             retrying, self._retrying = self._retrying, retrying
             removed, self._removed = self._removed, removed
-            self._taken_at = trio.current_time()
+            self._taken_at, self._has_failed = trio.current_time(), False
         if not rows and not retrying and not removed and not added:
             return None
         incoming = IncomingChange(added, removed, durable, generation) if added or removed else None
@@ -381,6 +374,7 @@ class Ledger:
         self._rows = rows[:room] + self._rows
         self._retrying = retrying | self._retrying
         self._removed += removed
+        self._has_failed = True
         self._work.set()
 
     def _drop(self, count: int, why: str) -> None:

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from trispool.control import SpoolStatus
     from trispool.figures import SpoolFigures
     from trispool.histogram import Histogram
-    from trispool.ledger import LedgerStatistics
     from trispool.listener import ListenerStatistics
+    from trispool.tally import LedgerStatistics
 
 __all__ = ["CONTENT_TYPE_PLAIN_0_0_4", "Readings", "render_metrics"]
 

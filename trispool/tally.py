@@ -6,7 +6,7 @@ Times are Unix seconds, lengths of time seconds.
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from trispool.histogram import Histogram
@@ -14,7 +14,17 @@ from trispool.histogram import Histogram
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["FAILED", "SLOT_SECONDS", "Flow", "HandlerFigures", "Rates", "Record", "Tally", "per_second"]
+__all__ = [
+    "FAILED",
+    "SLOT_SECONDS",
+    "Flow",
+    "HandlerFigures",
+    "LedgerStatistics",
+    "Rates",
+    "Record",
+    "Tally",
+    "per_second",
+]
 
 SLOT_SECONDS: Final = 10
 """A slot of the series."""
@@ -198,3 +208,13 @@ class Record:
 def per_second(flows: Sequence[Flow], seconds: float) -> Flow:
     """How many a second, if so many were in so long a time."""
     return Flow(*(sum(counts) / seconds for counts in zip(*flows, strict=True)))
+
+
+@dataclass(slots=True)
+class LedgerStatistics:
+    """Since the start: rows written, rows that disk or SQLite did not take, and commits that failed or took so long."""
+
+    written: int = 0
+    dropped: int = 0
+    failed_commits: int = 0
+    commits: Histogram = field(default_factory=Histogram)
