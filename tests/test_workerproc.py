@@ -103,6 +103,24 @@ def async_(recorder: Recorder, board: Board) -> Driven:
 # Sync workers
 
 
+async def test_what_would_take_long_is_taken_back_when_tasks_are_slower_than_was_thought(sync_: Driven) -> None:
+    def end(number: int) -> None:
+        sync_.board.mark(number, MARKS["ok"])
+        sync_.report(Report(number, "ok", 1.0, 0.0015))
+        sync_.now += 0.5
+        sync_.run(number + 1)  # only just
+        sync_.look()
+
+    sync_.give(*(f"t{number}" for number in range(1, 101)))
+    end(1)
+    assert sync_.recorder.back() == [], "the other 99 will take 19 ms, it seems"
+    end(2)
+    assert sync_.recorder.back() == [], "34 ms; but it may have been the machine"
+    end(3)
+    assert sync_.recorder.back() == sorted(f"t{number}" for number in range(5, 101))
+    assert sync_.worker.in_hand == 1, "what runs goes on"
+
+
 async def test_worker_is_killed_only_when_the_recall_has_settled(sync_: Driven) -> None:
     sync_.give("a", "b")
     sync_.run(1)

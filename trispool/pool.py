@@ -20,7 +20,7 @@ import structlog
 import trio
 
 from trispool.employer import Employer
-from trispool.pace import Pace
+from trispool.pace import MAX_AHEAD, Pace
 from trispool.workerlink import Report
 from trispool.workerproc import WorkerProcess
 
@@ -79,7 +79,7 @@ class Pool:
     """
 
     def __init__(self, setup: Setup, employer: Employer, *, processes: int, max_tasks: int = 0) -> None:
-        slots = 256
+        slots = 2 * MAX_AHEAD
         while slots < 2 * setup.concurrency + 2:
             slots *= 2
         self._setup = msgspec.structs.replace(setup, service_pid=os.getpid(), slots=slots)

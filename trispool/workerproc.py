@@ -104,7 +104,7 @@ class WorkerProcess:
         self._link = WorkerLink(setup, self._take, self._take_line)
         self._hand = Hand()
         self._is_blameless = False  # what it runs, for its end
-        self._is_stuck = False
+        self._is_stuck = self._has_too_much = False
         self._retiring = False
         self._started_at: float | None = None
         self._settles_at = 0.0
@@ -326,14 +326,14 @@ class WorkerProcess:
             return
         known = self._hand.answered(reports)
         self._is_stuck = False
-        total, ran = 0.0, 0
-        for report in known:
-            if report.started_at:
-                total += report.run_seconds
-                ran += 1
-        if ran:
-            self.tasks_done += ran
-            self._pace.measured(total, ran)
+        lengths = [report.run_seconds for report in known if report.started_at]
+        if lengths:
+            self.tasks_done += len(lengths)
+            self._pace.measured(sum(lengths), len(lengths))
+            had, self._has_too_much = self._has_too_much, self._pace.is_too_much(len(self._hand.tasks))
+            # Twice in a row: a task may have been slow because others used the processor.
+            if had and self._has_too_much and not self.is_async:
+                self.recall()
         if not self._hand.tasks:
             self.is_recalling = False
         # Also if there are none, since what had been recalled is answered now: there is room again.

@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 
 __all__ = ["SyncLoop"]
 
-REPORT_SECONDS: Final = 0.004
-"""No report waits longer for others, if it can be helped. A whole batch of quick ones, with files, takes less: to hear
-of a few costs the service as much as to hear of many."""
+REPORT_SECONDS: Final = 0.008
+"""No report waits longer for others, if it can be helped. To hear of a few costs the service as much as to hear of
+many, and a whole batch of quick tasks with files takes little longer."""
 
 QUICK_SECONDS: Final = 0.0002
 """A handler that took no longer last time is one that reports may wait for."""
