@@ -56,6 +56,7 @@ LAYERS: dict[str, list[list[str]]] = {
             "tokenfile",
             "staterows",
             "sqlitefile",
+            "manyrows",
             "statefile",
             "spoolwriter",
             "spoolscan",

@@ -160,6 +160,28 @@ async def test_what_is_recorded_together_goes_into_one_transaction(path: Path, m
         assert stored(path) == [task_id(number) for number in range(300)]
 
 
+async def test_rows_of_all_kinds_are_written_as_they_are_and_in_order(path: Path) -> None:
+    kinds = [
+        row()._replace(vars=b"\1\0k\0\0"),
+        row()._replace(vars=b"v", handler=None),
+        row()._replace(vars=None),
+        row()._replace(vars=b"", priority=0),
+        row()._replace(outcome="failed", state=None, error="e", traceback="t"),
+        row()._replace(outcome="retry", state=None, vars=b"r"),
+        row()._replace(state=None, vars=b"s"),
+        row()._replace(error="e", vars=b"s"),
+    ]
+    rows = [kinds[number * number % 7 if number % 50 else 7]._replace(task=task_id(number)) for number in range(301)]
+    rows += [kinds[0]._replace(task=task_id(number)) for number in range(301, 440)]
+    async with running(path) as ledger:
+        ledger.record(*rows)
+    with closing(sqlite3.connect(path)) as connection:
+        columns = ", ".join(AttemptRow._fields)
+        assert [
+            AttemptRow(*found) for found in connection.execute(f"SELECT {columns} FROM attempts ORDER BY seq")
+        ] == rows
+
+
 @pytest.mark.parametrize(("recorded", "carried"), [(63, 0), (64, 64)])
 async def test_much_that_was_recorded_goes_with_a_commit_of_tasks_and_little_is_gathered_on(
     path: Path, monkeypatch: pytest.MonkeyPatch, recorded: int, carried: int

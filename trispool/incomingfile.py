@@ -10,11 +10,12 @@ import contextlib
 import fcntl
 import os
 import sqlite3
-from itertools import chain
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from trispool.manyrows import in_parts, statement
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 __all__ = ["SCHEMA", "IncomingChange", "IncomingRow", "apply", "is_locked_here", "lock", "rows", "salvage"]
 
@@ -31,10 +32,11 @@ CREATE TABLE IF NOT EXISTS incoming (
 
 _LOCK: Final = "incoming.lock"
 
-# Python's lock is let go of and taken again once a statement, and a busy event loop gives it back only once a switch
-# interval: so as few statements as possible, which are mostly prepared already (the module keeps the last 128).
-_AT_ONCE: Final = 64
+_INSERT: Final = "INSERT OR REPLACE INTO incoming VALUES"
 _ROW: Final = "(?, ?, ?, ?, ?, ?)"
+_PLAIN_ROW: Final = "(?, ?, NULL, ?, ?, x'')"
+"""Of a task without priority and body."""
+_DELETE: Final = "DELETE FROM incoming WHERE seq IN ("
 _DELETE_RANGE: Final = "DELETE FROM incoming WHERE seq BETWEEN ? AND ?"
 
 
@@ -82,11 +84,27 @@ def apply(connection: sqlite3.Connection, change: IncomingChange) -> None:
     """
     try:
         _remove(connection, change.removed)
-        for added in _parts(change.added):
-            values = ", ".join([_ROW] * len(added))
-            connection.execute(f"INSERT OR REPLACE INTO incoming VALUES {values}", [*chain.from_iterable(added)])
+        _add(connection, change.added)
     except (ValueError, OverflowError) as error:  # a value that Python's module does not even give to SQLite
         raise sqlite3.DataError(str(error)) from error
+
+
+def _add(connection: sqlite3.Connection, added: Sequence[IncomingRow]) -> None:
+    others: list[IncomingRow] = []
+    plain: list[IncomingRow] = []
+    for row in added:
+        (others if row.body or row.priority is not None else plain).append(row)
+    values: list[object]
+    for part in in_parts(plain):
+        values = []
+        for seq, task, _, at, payload, _ in part:
+            values += (seq, task, at, bytearray(payload))
+        connection.execute(statement(_INSERT, _PLAIN_ROW, len(part)), values)
+    for part in in_parts(others):
+        values = []
+        for seq, task, priority, at, payload, body in part:
+            values += (seq, task, priority, at, bytearray(payload), bytearray(body))
+        connection.execute(statement(_INSERT, _ROW, len(part)), values)
 
 
 def _remove(connection: sqlite3.Connection, removed: Sequence[int]) -> None:
@@ -101,13 +119,8 @@ def _remove(connection: sqlite3.Connection, removed: Sequence[int]) -> None:
         for both in ranges:
             connection.execute(_DELETE_RANGE, both)
         return
-    for some in _parts(ordered):
-        connection.execute(f"DELETE FROM incoming WHERE seq IN ({', '.join('?' * len(some))})", some)
-
-
-def _parts(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(items), _AT_ONCE):
-        yield items[start : start + _AT_ONCE]
+    for some in in_parts(ordered):
+        connection.execute(statement(_DELETE, "?", len(some), ")"), some)
 
 
 def rows(connection: sqlite3.Connection) -> list[IncomingRow]:

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from itertools import chain
+from itertools import chain, groupby
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from trispool import incomingfile, ledgerschema
+from trispool.manyrows import in_parts, statement
 from trispool.sqlitefile import NO_FILE, Damaged, SqliteFile, file_at, judged
 from trispool.task import AttemptRow, Retrying
 
@@ -33,14 +34,12 @@ __all__ = ["LedgerFile", "Replaced"]
 PRUNE_ROWS: Final = 5_000
 """Rows deleted in one transaction, some 20 ms: the next batch of new rows waits no longer."""
 
-_ROWS_AT_ONCE: Final = 64
-"""Rows in one statement. Python's lock is let go of and taken again once a statement: with a row each that took 1.5
-times as long, and a busy event loop gives the lock back only once a switch interval."""
-
 _COLUMNS: Final = ", ".join(AttemptRow._fields)
 _ROW: Final = f"({', '.join('?' * len(AttemptRow._fields))})"
-_INSERT_ONE: Final = f"INSERT INTO attempts ({_COLUMNS}) VALUES {_ROW}"
-_INSERT_MANY: Final = f"INSERT INTO attempts ({_COLUMNS}) VALUES {', '.join([_ROW] * _ROWS_AT_ONCE)}"
+_INSERT: Final = f"INSERT INTO attempts ({_COLUMNS}) VALUES"
+_INSERT_ONE: Final = f"{_INSERT} {_ROW}"
+_OK_ROW: Final = "(?, ?, 'ok', 'done', ?, ?, ?, ?, ?, NULL, NULL, ?, NULL, ?, ?)"
+"""Of a task that ran well and has no priority, as most are."""
 
 _UNFIT: Final = (
     sqlite3.DataError,
@@ -265,10 +264,11 @@ class LedgerFile(SqliteFile):
                     except (*_UNFIT, OverflowError):
                         unfit += 1
             else:
-                whole = len(rows) - len(rows) % _ROWS_AT_ONCE
-                for start in range(0, whole, _ROWS_AT_ONCE):
-                    connection.execute(_INSERT_MANY, [*chain.from_iterable(rows[start : start + _ROWS_AT_ONCE])])
-                connection.executemany(_INSERT_ONE, rows[whole:])
+                # Runs of rows that are alike, and not all such rows first: their order tells that of attempts.
+                for is_ok, run in groupby(rows, _is_ok):
+                    for part in in_parts(list(run)):
+                        shape, values = (_OK_ROW, _ok_values(part)) if is_ok else (_ROW, [*chain.from_iterable(part)])
+                        connection.execute(statement(_INSERT, shape, len(part)), values)
             if retrying:
                 known = [item for item in retrying.values() if item is not None]
                 connection.executemany("INSERT OR REPLACE INTO retrying VALUES (?, ?, ?, ?, ?, ?)", known)
@@ -286,3 +286,22 @@ class LedgerFile(SqliteFile):
         self._close_writing()
         self._disk_failed(error)
         return judged(error)
+
+
+def _is_ok(row: AttemptRow) -> bool:
+    """Whether `_OK_ROW` is its shape."""
+    return (
+        row.outcome == "ok"
+        and row.state == "done"
+        and row.error is None
+        and row.traceback is None
+        and row.priority is None
+        and type(row.vars) is bytes
+    )
+
+
+def _ok_values(rows: Sequence[AttemptRow]) -> list[object]:
+    values: list[object] = []
+    for task, number, _, _, started, queued, ran, worker, handler, _, _, at, _, enqueued, vars in rows:
+        values += (task, number, started, queued, ran, worker, handler, at, enqueued, bytearray(vars or b""))
+    return values
