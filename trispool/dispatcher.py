@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -49,6 +50,7 @@ ENQUEUE_SECONDS: Final = 30.0
 LOOK_AT_ONCE: Final = 500
 """Tasks that are found due in one go, some 2 ms: a hundred thousand may have been asked for at midnight."""
 
+_order: Final = attrgetter("order")
 _log = structlog.get_logger()
 
 
@@ -229,7 +231,8 @@ class Dispatcher:
     def scan_saw(self, entries: Sequence[Entry]) -> None:
         """See `trispool.scanner.Observer`."""
         now = self._clock()
-        new = [entry for entry in entries if self.backlog.saw(entry, now)]
+        # In the order in which they may run: what is taken together then lies together in memory.
+        new = [entry for entry in sorted(entries, key=_order) if self.backlog.saw(entry, now)]
         if new and self._scanned:
             self._watcher.enqueued(new)
         self._wake.set()
@@ -309,8 +312,11 @@ class Dispatcher:
         """Hand due tasks to workers until cancelled."""
         task_status.started()
         while True:
-            with trio.move_on_after(self._sleep_seconds()):
-                await self._wake.wait()
+            if not self._wake.is_set():
+                with trio.move_on_after(self._sleep_seconds()):
+                    await self._wake.wait()
+            else:
+                await trio.lowlevel.checkpoint()
             self._wake = trio.Event()
             await self.settle()
             now = await self._find_due()

@@ -57,6 +57,9 @@ _HEADER: Final = struct.Struct("iIII")  # watch descriptor, mask, cookie, size o
 GATHER_SECONDS: Final = 0.005
 """How long not to look at events after some that told nothing new: the most that a file of others then waits."""
 
+LONG_GATHER_SECONDS: Final = 0.02
+"""The same if they were so many that a new task would have to wait for others anyway."""
+
 _tuple: Final = tuple.__new__
 _log = structlog.get_logger()
 
@@ -109,7 +112,7 @@ class DirectoryWatch:
                     yield None
                 if len(data) < READ_BYTES // 2 and not any(mask & ~_GONE for mask in seen.values()):
                     # Only our own work, it seems, each of whose tasks is two events: take more of them at once.
-                    await trio.sleep(GATHER_SECONDS)
+                    await trio.sleep(GATHER_SECONDS if len(data) < READ_BYTES // 8 else LONG_GATHER_SECONDS)
 
     def miss(self) -> None:
         """Something has come of which no event tells: a scan is needed."""
