@@ -139,9 +139,7 @@ class Backlog:
         """The service itself has just put this task there, whole. Returns whether it was not known."""
         if entry.ref in self._running:
             return False
-        is_new = entry.ref not in self._schedule
-        self._put(entry, self._due_at(entry, now), now)
-        return is_new
+        return self._put(entry, self._due_at(entry, now), now)
 
     def saw(self, entry: Entry, now: float, *, told: bool = False) -> bool:
         """This task is there.
@@ -374,16 +372,19 @@ class Backlog:
                 self._retrying[task_id] = known._replace(due_at=due_at)
                 self._put(waiting.entry, due_at, now)
 
-    def _put(self, entry: Entry, due_at: float, now: float) -> None:
-        if entry.ref != entry.id and entry.ref.endswith(entry.id):
-            self._prefixes[entry.ref.removesuffix(entry.id)] = None
+    def _put(self, entry: Entry, due_at: float, now: float) -> bool:
+        """Let a task wait; returns whether it did not."""
+        task_id, ref = entry.id, entry.ref
+        if ref != task_id and ref.endswith(task_id):
+            self._prefixes[ref.removesuffix(task_id)] = None
         self._at_rest = False
-        self._schedule.put(entry, due_at, now, self._scan + 1)
+        is_new = self._schedule.put(entry, due_at, now, self._scan + 1)
         if self._locked:
-            self._locked.pop(entry.ref, None)
-        if self._retrying and entry.id in self._retrying:
-            self._refs[entry.id] = entry.ref
-            self._vanished.pop(entry.id, None)
+            self._locked.pop(ref, None)
+        if self._retrying and task_id in self._retrying:
+            self._refs[task_id] = ref
+            self._vanished.pop(task_id, None)
+        return is_new
 
     def _lose_sight(self, entry: Entry) -> None:
         if entry.id in self._retrying:

@@ -109,10 +109,10 @@ class Ledger:
 
     def record(self, *rows: AttemptRow) -> None:
         """Write these rows soon. What finds `MAX_PENDING` waiting is dropped."""
-        if self._incoming:
+        if incoming := self._incoming:
             for row in rows:
-                if row.state in _FINISHED:
-                    self.remove(row.task)
+                if row.task in incoming and row.state in _FINISHED:
+                    self._removed.append(incoming.pop(row.task))
         room = MAX_PENDING - len(self._rows)
         if room < len(rows):
             self._drop(len(rows) - room, "the disk takes no more")

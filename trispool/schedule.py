@@ -117,7 +117,7 @@ class Schedule:
         key = self._keys.get(ref)
         return None if key is None else self._waiting(ref, key & _SLOT)
 
-    def put(self, entry: Entry, due_at: float, now: float, mark: int = 0) -> None:
+    def put(self, entry: Entry, due_at: float, now: float, mark: int = 0) -> bool:
         """Let a task wait; one of the same `ref` is replaced.
 
         Args:
@@ -125,11 +125,15 @@ class Schedule:
             due_at: Unix seconds from which on it may run; later than 1970 if it is not ready.
             now: Unix seconds.
             mark: See `mark`.
+
+        Returns:
+            Whether none was replaced.
         """
         task_id, ref, at, priority, order, fresh = entry
         for noted in self._notes:
             noted.append(ref)
-        if ref in self._keys:
+        is_new = ref not in self._keys
+        if not is_new:
             self._leave(self._keys.pop(ref) & _SLOT)
             self._compact()
         cut = len(ref) - len(task_id)
@@ -161,6 +165,7 @@ class Schedule:
             key = _BITS.unpack_from(record, _DOUBLE.size)[0] << 32 | slot
             self._keys[ref] = key
             heapq.heappush(self._later, key)
+        return is_new
 
     def discard(self, ref: str) -> Waiting | None:
         """Forget a task, if it waits.

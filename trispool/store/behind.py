@@ -27,8 +27,7 @@ from trispool import spoolfile
 from trispool.errors import SpoolUnavailable, TaskRefused, TrispoolError
 from trispool.incomingfile import IncomingRow
 from trispool.spoolwriter import new_names
-from trispool.store import Claim
-from trispool.store.incoming import MAX_BYTES, Incoming, Kept, State, entry_of_row
+from trispool.store.incoming import MAX_BYTES, Incoming, Kept, entry_of_row
 from trispool.store.outgoing import Outgoing
 from trispool.store.tenure import Tenure
 
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Sequence
 
     from trispool.spooldir import SpoolDirectory
+    from trispool.store import Claim
     from trispool.store.tenure import Database
     from trispool.task import Entry, NewTask
 
@@ -312,25 +312,17 @@ class WriteBehind:
 
     async def claim(self, entries: Sequence[Entry]) -> list[Claim]:
         """Claims for these tasks, whether they are here or have files; not for those that take too long to leave."""
-        claims: list[Claim] = []
-        with trio.move_on_after(LEAVING_SECONDS):
-            for entry in entries:
-                while self._is_leaving(entry):
+        if self.rows.leaving(entries):
+            with trio.move_on_after(LEAVING_SECONDS):
+                while self.rows.leaving(entries):
                     await self._outgoing.left.park()
-        for entry in entries:
-            if self._is_leaving(entry):
+            if leaving := self.rows.leaving(entries):
                 self._outgoing.were_wanted = True
-                continue
-            kept = self.rows.at(entry.ref)
-            content = self.rows.claim(kept) if kept is not None and kept.state is State.WAITING else None
-            claims.append(Claim(entry.id, entry.ref, content))
+                entries = [entry for entry in entries if entry not in leaving]
+        claims = self.rows.claim(entries)
         if self._calls:
             self._outgoing.left.unpark_all()  # there may be room now
         return claims
-
-    def _is_leaving(self, entry: Entry) -> bool:
-        kept = self.rows.at(entry.ref)
-        return kept is not None and kept.state is State.LEAVING
 
     def finish(self, done: Sequence[Claim]) -> None:
         """These ran well."""

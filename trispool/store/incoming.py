@@ -18,6 +18,7 @@ import itertools
 from typing import TYPE_CHECKING, Final
 
 from trispool.packet import decode_vars
+from trispool.store import Claim
 from trispool.task import Entry, Task
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ MAX_ROWS: Final = 50_000
 MAX_BYTES: Final = 64 * 1024 * 1024
 """What may wait in memory, tasks and bytes of their vars and bodies; three seconds of the fastest enqueuing. What the
 workers have in hand does not count: it may stay for hours, and would leave no room."""
+
+_tuple: Final = tuple.__new__
 
 
 class State(enum.Enum):
@@ -119,16 +122,33 @@ class Incoming:
             return {}
         return {ref: kept.row.payload for ref in refs if (kept := self.at(ref)) is not None}
 
-    def claim(self, kept: Kept) -> tuple[bytes, bytes]:
-        """It is run.
+    def leaving(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Those of some tasks that are on their way into files."""
+        get, leaving = self._kept.get, State.LEAVING
+        return [
+            entry
+            for entry in entries
+            if (kept := get(entry.id)) is not None and kept.state is leaving and kept.entry.ref == entry.ref
+        ]
 
-        Returns:
-            For `Claim.content`.
-        """
-        self._counts(kept, -1)
-        kept.state = State.CLAIMED
-        kept.content = kept.row.payload, kept.row.body
-        return kept.content
+    def claim(self, entries: Sequence[Entry]) -> list[Claim]:
+        """Claims for some tasks, in order, whether they are here or have files. Those that wait here are run now."""
+        get, waiting = self._kept.get, State.WAITING
+        claims: list[Claim] = []
+        count = size = 0
+        for entry in entries:
+            task_id, ref, content = entry.id, entry.ref, None
+            kept = get(task_id)
+            if kept is not None and kept.state is waiting and kept.entry.ref == ref:
+                kept.state = State.CLAIMED
+                content = kept.content = kept.row.payload, kept.row.body
+                count += 1
+                size += kept.size
+            # As Claim(...) does, in half the time: every task comes through here.
+            claims.append(_tuple(Claim, (task_id, ref, content)))
+        self._count -= count
+        self._bytes -= size
+        return claims
 
     def release(self, kept: Kept, now: float) -> None:
         """What was claimed waits again."""
