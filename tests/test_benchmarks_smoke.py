@@ -233,8 +233,8 @@ def test_all_rows_are_there_and_nothing_is_left_when_the_sizes_are_tiny(tmp_path
         "",
         CREATE_COST.name,
         *(
-            f"{name} socket: {what}"
-            for name in ("Unix", "TCP")
+            f"{name}: {what}"
+            for name in ("Unix socket", "TCP socket", "Unix socket, kept open")
             for what in ("enqueued", "answer, p50", "answer, p99", "enqueued and run", "CPU a task, run too")
         ),
     ]

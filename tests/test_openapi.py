@@ -263,7 +263,7 @@ async def test_document_is_made_once_for_all_who_ask_at_once(monkeypatch: pytest
 
 
 def test_neither_the_document_nor_its_makers_are_loaded_at_the_start() -> None:
-    code = "import sys, trispool.service; print(*sys.modules)"
+    code = "import sys, trispool.service, trispool.admin; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert "trispool.admin.app" in loaded
