@@ -28,6 +28,7 @@ from tests.listener_support import (
     until_end,
 )
 from trispool import intake, pollset
+from trispool.connection import Connection
 from trispool.errors import SpoolUnavailable, TaskRefused, TrispoolError
 from trispool.packet import ANSWER_REFUSED, ANSWER_SPOOLED, PONG, decode_vars, encode_packet
 from trispool.settings import ListenSettings
@@ -105,6 +106,27 @@ async def test_packets_one_after_another_are_all_answered(settings: ListenSettin
                 assert await exactly(client, 4) == ANSWER_SPOOLED
             assert listener.statistics().open == 1
     assert len(enqueue.tasks) == 5
+
+
+async def test_what_is_left_of_an_answer_follows_and_nothing_comes_twice(
+    settings: ListenSettings, enqueue: FakeEnqueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, cut = Connection.send, [True]
+
+    def send(self: Connection, data: bytes) -> bool:
+        if not cut or not cut.pop():
+            return real(self, data)
+        real(self, data[:1])
+        self.unsent = data[1:]
+        return False
+
+    monkeypatch.setattr(Connection, "send", send)
+    async with listening(settings, enqueue) as listener:
+        with connected(listener) as client:
+            await client.send_all(packet({"n": "1"}) + packet({"n": "2"}))
+            await client.send_eof()
+            assert await until_end(client) == 2 * ANSWER_SPOOLED
+    assert not cut
 
 
 async def test_a_packet_that_comes_byte_by_byte_is_kept(settings: ListenSettings, enqueue: FakeEnqueue) -> None:

@@ -180,14 +180,7 @@ class PollSet:
         self._now = now
         remaining: Iterator[Accepted | TrispoolError] = iter(results)
         for turn in burst:
-            connection, data = turn.connection, self._intake.answer(turn, remaining)
-            if connection.is_fresh and not self.rests and connection.send(data):
-                # As `_send` would find at some length.
-                self._has_progressed(connection)
-                connection.phase = _READING
-                self._just_answered.append(connection)
-            else:
-                self._send(connection, data)
+            self._send(turn.connection, self._intake.answer(turn, remaining))
 
     def end_silent(self, now: float) -> float:
         """Close the connections that have made no progress for too long.
@@ -312,7 +305,10 @@ class PollSet:
             return
         self._has_progressed(connection)
         connection.since = None
-        if connection.broken:
+        if connection.is_fresh and not self.rests:  # nothing is left of what it has sent, and a look follows
+            connection.phase = _READING
+            self._just_answered.append(connection)
+        elif connection.broken:
             self._linger(connection)
         elif connection.last:
             self._close(connection)
