@@ -76,35 +76,26 @@ def close_all():
     os.closerange(3, 1000)
     time.sleep(1000)
 
-@handler
-def garble():
+def write_to_sockets(data):
     for fd in range(3, 100):
         try:
             if stat.S_ISSOCK(os.fstat(fd).st_mode):
-                os.write(fd, b"\\0\\0\\0\\4junk")
+                os.write(fd, data)
         except OSError:
             pass
     time.sleep(1000)
+
+@handler
+def garble():
+    write_to_sockets(b"\\0\\0\\0\\4junk")
 
 @handler
 def garble_text():
-    for fd in range(3, 100):
-        try:
-            if stat.S_ISSOCK(os.fstat(fd).st_mode):
-                os.write(fd, b"\\0\\0\\0\\x13\\x94\\xa8progress\\xa1\\xff\\xca\\0\\0\\0\\0\\xa1x")
-        except OSError:
-            pass
-    time.sleep(1000)
+    write_to_sockets(b"\\0\\0\\0\\x13\\x94\\xa8progress\\xa1\\xff\\xca\\0\\0\\0\\0\\xa1x")
 
 @handler
 def garble_length():
-    for fd in range(3, 100):
-        try:
-            if stat.S_ISSOCK(os.fstat(fd).st_mode):
-                os.write(fd, b"\\xff" * 100)
-        except OSError:
-            pass
-    time.sleep(1000)
+    write_to_sockets(b"\\xff" * 100)
 
 @handler
 def raw():

@@ -138,9 +138,7 @@ class Aftermath:
         well: list[AttemptRow] = []
         for report in reports:
             running = ended(report.claim.ref)
-            if running is None:
-                continue
-            if self._cancelling and self._is_cancelled(running, report, now):
+            if running is None or (self._cancelling and self._is_cancelled(running, report, now)):
                 continue
             if report.code == "ok":
                 self._to_finish.append(report.claim)
@@ -156,11 +154,12 @@ class Aftermath:
             self.counts["ok"] += len(well)
             if self._backlog.knows_attempts:
                 for row in well:
-                    self._forget_attempts(row.task)
+                    self.forget_attempts(row.task)
             self._history.record(*well)
             self._watcher.ended(well, TaskState.DONE)
 
-    def _forget_attempts(self, task_id: str) -> None:
+    def forget_attempts(self, task_id: str) -> None:
+        """The task no longer waits for another attempt."""
         if self._backlog.finished(task_id):
             self._history.forget(task_id)
 
@@ -360,7 +359,7 @@ class Aftermath:
             self.counts["dead"] += 1
             row = row._replace(state="dead", error=row.error or reason)
             self._history.record(row)
-            self._forget_attempts(entry.id)
+            self.forget_attempts(entry.id)
             self._watcher.ended([row], TaskState.DEAD)
             return
         # It is gone, or somebody else is at work on it, or the disk is full.
@@ -390,7 +389,7 @@ class Aftermath:
             self._put_back(running, self._clock(), at=self._clock() + self._backlog.frequency, locked=True)
         else:
             self._backlog.taken_out(entry.ref)
-            self._forget_attempts(entry.id)
+            self.forget_attempts(entry.id)
             self.counts[row.outcome] += 1
             row = row._replace(vars=kept_vars(removed))
             self._history.record(row)

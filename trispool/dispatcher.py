@@ -159,7 +159,7 @@ class Dispatcher:
         """It is gone for good."""
         attempts = self.backlog.attempts(entry.id)
         self.backlog.taken_out(entry.ref)
-        self._forget_attempts(entry)
+        self._aftermath.forget_attempts(entry.id)
         entry = entry._replace(priority=removed.priority)
         self._note(entry, attempts, "cancelled", TaskState.CANCELLED, by, kept_vars(removed))
 
@@ -179,7 +179,7 @@ class Dispatcher:
         now = self._clock()
         attempts = self.backlog.attempts(entry.id)
         if outcome == "retried":
-            self._forget_attempts(entry)
+            self._aftermath.forget_attempts(entry.id)
         self.backlog.added(entry, now)
         if outcome in ("hurried", "rescheduled"):
             self._move(entry, entry.at, now)
@@ -204,10 +204,6 @@ class Dispatcher:
     def _move(self, entry: Entry, due_at: float, now: float) -> None:
         if known := self.backlog.move(entry, due_at, now):
             self._history.remember(known)
-
-    def _forget_attempts(self, entry: Entry) -> None:
-        if self.backlog.finished(entry.id):
-            self._history.forget(entry.id)
 
     def _state_of(self, entry: Entry, now: float) -> TaskState:
         found = self.backlog.find(entry.id)

@@ -168,9 +168,8 @@ class Ledger:
             raise error
         if error is not None:
             # What has failed may be found to have been written all the same. Before it is tried again, with the same
-            # numbers, and not after that.
+            # numbers, and not after that: see `_has_failed`.
             self._removed.extend(row.seq for row in added)
-            self._has_failed = True
             raise SpoolUnavailable(f"the task could not be written: {error}") from error
         self._incoming.update((row.task, row.seq) for row in added)
 

@@ -249,16 +249,9 @@ class Schedule:
         Returns:
             Whether it waits with this `at` and not as a fresh one: then its entry is as it should be.
         """
-        key = self._keys.get(ref)
-        if key is None:
+        if not self.see(ref, mark):
             return False
-        slot = key & _SLOT
-        if self._marks[slot] < mark:
-            self._marks[slot] = mark
-        start = slot * _SIZE
-        return bool(
-            _DOUBLE.unpack_from(self._records, start)[0] == at and not self._records[start + _FLAGS_AT] & _FRESH
-        )
+        return bool(_DOUBLE.unpack_from(self._records, (self._keys[ref] & _SLOT) * _SIZE)[0] == at)
 
     def see(self, ref: str, mark: int) -> bool:
         """`confirm` for a task of which only the name has been seen: whether it waits, and not as a fresh one."""

@@ -171,7 +171,7 @@ class Service:
         """A connection to the API, however it is configured."""
         bind = str(self.http["bind"])
         if bind.startswith("unix:"):
-            return _UnixConnection(str(self.folder / bind.removeprefix("unix:")))
+            return UnixConnection(str(self.folder / bind.removeprefix("unix:")))
         if "certfile" in self.http:
             context = ssl.create_default_context(cafile=str(self.http["certfile"]))
             return http.client.HTTPSConnection("localhost", self.http_port, timeout=LONG, context=context)
@@ -227,14 +227,16 @@ class Service:
             self.process.wait()
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=LONG)
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: str, timeout: float = LONG) -> None:
+        super().__init__("localhost", timeout=timeout)
         self._path = path
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(LONG)
+        self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)
 
 

@@ -7,6 +7,7 @@ clients' acknowledgements, handlers' starts. It does not assert; it counts, and 
 from __future__ import annotations
 
 import importlib
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
@@ -33,6 +34,16 @@ class Outcome:
     """{"acknowledged": …, "lost": 0, …}: the other columns. Rows of a scenario should have the same ones."""
     violations: Sequence[str] = ()
     """Promises that were broken, in words; empty if all were kept."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What comes of the cases of one row, until it is one."""
+
+    tried: int = 0
+    figures: Counter[str] = field(default_factory=Counter)
+    slowest: float = 0.0
+    violations: list[str] = field(default_factory=list)
 
 
 class Scenario(Protocol):

@@ -7,12 +7,10 @@ import os
 import shutil
 import subprocess
 import time
-from collections import Counter
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from tests.acceptance.harness import telling_in
-from tests.faults.figures import Outcome
+from tests.faults.figures import Outcome, Tally
 from tests.faults.witness import Watched
 
 if TYPE_CHECKING:
@@ -174,16 +172,6 @@ def why_not(folder: Path) -> str | None:
             return None
     except OSError as error:
         return f"no file system can be mounted: {error}"
-
-
-@dataclass(slots=True)
-class Tally:
-    """What came of the rounds with one kind of file system."""
-
-    tried: int = 0
-    figures: Counter[str] = field(default_factory=Counter)
-    slowest: float = 0.0
-    violations: list[str] = field(default_factory=list)
 
 
 def fill_and_free(disk: Disk, service: Watched, tally: Tally, random: Random, end: str) -> None:

@@ -6,12 +6,10 @@ import contextlib
 import os
 import shutil
 import time
-from collections import Counter
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tests.acceptance.harness import telling_in
-from tests.faults.figures import Outcome
+from tests.faults.figures import Outcome, Tally
 from tests.faults.witness import ANSWER_SECONDS, Watched
 
 if TYPE_CHECKING:
@@ -107,16 +105,6 @@ FILES: Final = tuple(
     for database in ("spool/.trispool/spool.db", "var/state.db")
     for ending in ("", "-wal", "-shm")
 )
-
-
-@dataclass(slots=True)
-class Tally:
-    """What came of the cases of one row."""
-
-    tried: int = 0
-    figures: Counter[str] = field(default_factory=Counter)
-    slowest: float = 0.0
-    violations: list[str] = field(default_factory=list)
 
 
 def damage_between_runs(service: Watched, name: str, damage: Damage, tally: Tally, random: Random) -> None:

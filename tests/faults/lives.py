@@ -14,10 +14,10 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
-from tests.acceptance.harness import is_alive
+from tests.acceptance.harness import UnixConnection, is_alive
 from tests.faults import zygote
 from tests.faults.judge import Kill
-from tests.faults.load import Place, UnixConnection, answers, free_port
+from tests.faults.load import ANSWER_SECONDS, Place, answers, free_port
 from tests.faults.runs import End, Runs
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ keep_history = "{keep_history}"
             HTTPException: It does not answer in the way of HTTP, or not with 200.
         """
         token = (self.place.folder / "var/token").read_text().strip()
-        with contextlib.closing(UnixConnection(os.fspath(self.place.folder / "http.sock"))) as client:
+        with contextlib.closing(UnixConnection(os.fspath(self.place.folder / "http.sock"), ANSWER_SECONDS)) as client:
             client.request("GET", path, headers={"Authorization": f"Bearer {token}"})
             answer = client.getresponse()
             if answer.status != 200:

@@ -23,7 +23,7 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from tests.acceptance.harness import packet
+from tests.acceptance.harness import UnixConnection, packet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,20 +88,6 @@ class Place:
     def socket(self) -> str:
         """Its uwsgi socket."""
         return os.fspath(self.folder / "spool.sock")
-
-
-class UnixConnection(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=ANSWER_SECONDS)
-        self._path = path
-
-    def connect(self) -> None:
-        """See `http.client`."""
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(ANSWER_SECONDS)
-        self.sock.connect(self._path)
 
 
 class Load:
@@ -284,7 +270,9 @@ class _HttpSender(_Sender):
         while not self._load.is_stopped:
             with contextlib.suppress(OSError, http.client.HTTPException):
                 token = (self._place.folder / "var/token").read_text().strip()
-                with contextlib.closing(UnixConnection(os.fspath(self._place.folder / "http.sock"))) as client:
+                with contextlib.closing(
+                    UnixConnection(os.fspath(self._place.folder / "http.sock"), ANSWER_SECONDS)
+                ) as client:
                     while self._goes_on():
                         client.request("POST", "/api/v1/spools/default/tasks", body, _headers(tasks, token, key))
                         status = client.getresponse()

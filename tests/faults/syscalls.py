@@ -11,12 +11,11 @@ import os
 import sys
 import threading
 import time
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tests.acceptance.harness import packet, telling_in
-from tests.faults.figures import Outcome
+from tests.faults.figures import Outcome, Tally
 from tests.faults.injection import ERRORS, Call, calls_in, inject, record, why_not
 from tests.faults.witness import ANSWER_SECONDS, Watched
 
@@ -172,14 +171,10 @@ class Case(NamedTuple):
 
 
 @dataclass(slots=True)
-class Tally:
-    """What came of the cases of one operation."""
+class OperationTally(Tally):
+    """What comes of the cases of one operation."""
 
     kinds: int = 0
-    tried: int = 0
-    figures: Counter[str] = field(default_factory=Counter)
-    slowest: float = 0.0
-    violations: list[str] = field(default_factory=list)
 
     def outcome(self, name: str) -> Outcome:
         """As a row."""
@@ -214,7 +209,7 @@ class Bench:
             log.unlink()
         return {role: [call for call in calls if call.place not in _IGNORED_PLACES] for role, calls in found.items()}
 
-    def run(self, case: Case, tally: Tally) -> None:
+    def run(self, case: Case, tally: OperationTally) -> None:
         """Make one failure, and judge."""
         service, prefix = self.service, self._prefix()
         witness = service.witness
@@ -251,7 +246,7 @@ class Bench:
         tally.figures["run again"] += witness.again - before[2]
         tally.violations += found
 
-    def _recover(self, case: Case, tally: Tally) -> Iterator[str]:
+    def _recover(self, case: Case, tally: OperationTally) -> Iterator[str]:
         service = self.service
         if case.ending == "killed":
             service.witness.killed()
@@ -314,7 +309,7 @@ class Syscalls:
         """See `Scenario.run`. Less than all is a choice at random, of one case of each operation at least."""
         if reason := why_not():
             return [Outcome(f"not tried: {reason}", 0)]
-        tallies: dict[str, Tally] = {}
+        tallies: dict[str, OperationTally] = {}
         for durability in ("fsync", "os"):
             with running(folder, durability) as bench:
                 for operation in OPERATIONS:
@@ -323,10 +318,10 @@ class Syscalls:
         return [tally.outcome(name) for name, tally in tallies.items()]
 
 
-def _tried(bench: Bench, operation: Operation, scale: float, random: Random) -> Tally:
+def _tried(bench: Bench, operation: Operation, scale: float, random: Random) -> OperationTally:
     calls = bench.calls(operation)
     cases = cases_of(operation, calls)
-    tally = Tally(kinds=sum(map(len, calls.values())))
+    tally = OperationTally(kinds=sum(map(len, calls.values())))
     for case in random.sample(cases, max(1, min(len(cases), round(scale * len(cases))))):
         bench.run(case, tally)
         print(f"{case}: {tally.violations[-3:]}", file=sys.stderr)

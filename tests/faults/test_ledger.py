@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.acceptance.harness import telling_in
-from tests.faults.ledger import DAMAGES, SCENARIO, Damage, Tally, judge
+from tests.faults.figures import Tally
+from tests.faults.ledger import DAMAGES, SCENARIO, Damage, judge
 from tests.faults.witness import Watched
 
 if TYPE_CHECKING:

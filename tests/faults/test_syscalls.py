@@ -12,7 +12,7 @@ import pytest
 
 from tests.acceptance.harness import telling_in
 from tests.faults.injection import Call, calls_in, inject, record, why_not
-from tests.faults.syscalls import OPERATIONS, Bench, Case, Tally, cases_of, running
+from tests.faults.syscalls import OPERATIONS, Bench, Case, OperationTally, cases_of, running
 from tests.faults.witness import Watched, Witness
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def test_what_fails_costs_no_task(
     bench: Bench, operation: str, role: str, name: str, place: str, error: str, ending: str
 ) -> None:
     (found,) = [item for item in OPERATIONS if item.name == operation]
-    tally = Tally()
+    tally = OperationTally()
     bench.run(Case(found, role, Call(name, place, str(bench.service.folder / place)), error, ending), tally)
     assert tally.violations == []
     assert tally.figures["not hit"] == 0
