@@ -340,15 +340,19 @@ class Dispatcher:
         return now
 
     async def _hand_out(self, now: float) -> None:
-        while self.backlog.ready:
-            # Idle workers first: a task given behind another one waits for it.
-            free = sorted((worker for worker in self._workers if worker.room > 0), key=lambda worker: worker.in_hand)
+        while ready := self.backlog.ready:
+            # Idle workers first: a task given behind another one waits for it. And few quick ones wait for the end of
+            # others rather than behind them: then more have come, and all are handed over in one go.
+            free = sorted(
+                (item for item in self._workers if item.room > 0 and (not item.in_hand or ready >= item.worth)),
+                key=attrgetter("in_hand"),
+            )
             if not free:
                 return
             for number, worker in enumerate(free):
                 # What came back meanwhile must have come back to the store before it is claimed again.
                 await self.settle()
-                share = -(-self.backlog.ready // (len(free) - number))
+                share = max(worker.worth, -(-self.backlog.ready // (len(free) - number)))
                 await self._give(worker, self.backlog.take(min(worker.room, share), now, worker.pid))
             # Is there more? One may have had room for more than its share, and another not for its.
 

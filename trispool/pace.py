@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["LONGEST_AHEAD_SECONDS", "MAX_AHEAD", "MAX_BATCH", "Pace"]
+__all__ = ["LONGEST_AHEAD_SECONDS", "MAX_AHEAD", "MAX_BATCH", "MAX_WORTH", "Pace"]
 
 MAX_BATCH: Final = 256
 """Tasks in one frame. Each frame costs the service and the worker 0.2 ms or more, most of it to go from the one to the
@@ -16,6 +16,13 @@ MAX_AHEAD: Final = 2 * MAX_BATCH
 AHEAD_SECONDS: Final = 0.002
 """A sync worker is given work for so long ahead, by what handlers took lately. More would make nothing quicker and let
 tasks wait behind others."""
+
+WORTH_SECONDS: Final = 0.0005
+"""Less work than this neither waits behind other work nor is shared out. To hand over and to hear the end of it costs
+the service 0.1 ms, and as much again where it wakes a worker on another processor."""
+
+MAX_WORTH: Final = 64
+"""So many tasks are worth that, however quick they are."""
 
 LONGEST_AHEAD_SECONDS: Final = 0.02
 """If handlers are found to be slower than was thought, what a worker has in hand for longer is taken back."""
@@ -45,6 +52,15 @@ class Pace:
         if self.seconds * MAX_AHEAD <= AHEAD_SECONDS:
             return MAX_AHEAD
         return max(1, int(AHEAD_SECONDS / self.seconds))
+
+    @property
+    def worth(self) -> int:
+        """Fewer tasks neither go behind others into a sync worker's hand nor are shared out among several."""
+        if self.seconds is None:
+            return 1
+        if self.seconds * MAX_WORTH <= WORTH_SECONDS:
+            return MAX_WORTH
+        return max(1, int(WORTH_SECONDS / self.seconds))
 
     def is_too_much(self, count: int) -> bool:
         """Whether a sync worker should not have so many tasks in hand, now that this is known."""

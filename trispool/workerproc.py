@@ -145,6 +145,11 @@ class WorkerProcess:
         """How many tasks it has."""
         return len(self._hand.tasks)
 
+    @property
+    def worth(self) -> int:
+        """See `trispool.workforce.Worker`."""
+        return 1 if self.is_async else self._pace.worth
+
     def give(self, claims: Sequence[Claim], attempts: Sequence[int]) -> None:
         """Hand over tasks, to be run in this order. Never blocks.
 

@@ -102,6 +102,11 @@ class Worker(Protocol):
         ...
 
     @property
+    def worth(self) -> int:
+        """Fewer are not worth being given to it behind others, nor to be shared with it."""
+        ...
+
+    @property
     def handlers(self) -> Mapping[str, Mapping[str, Any]]:
         """What the handlers say of themselves, by name; see `trispool.worker.frames.HandlerInfo`."""
         ...
