@@ -49,8 +49,8 @@ async def test_a_caller_that_is_cancelled_waits_for_the_end_of_its_job() -> None
     with trio.move_on_after(0.01):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(thread.run_sync, work)
-            await trio.testing.wait_all_tasks_blocked(0.02)
-            go_on.set()
+            await trio.testing.wait_all_tasks_blocked(0.001)
+            threading.Timer(0.05, go_on.set).start()
     assert done.is_set()
     thread.close()
 
