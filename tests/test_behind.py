@@ -963,6 +963,43 @@ async def test_what_was_looking_for_its_name_when_it_closes_is_refused(
     assert [str(result) for result in results] == ["the spool is closing"]
 
 
+async def test_what_is_being_committed_when_it_closes_is_kept_and_has_a_file(
+    path: Path, never: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    committing, go_on = trio.Event(), threading.Event()
+    real = LedgerFile.write
+
+    def write(self: LedgerFile, attempts: Any, retrying: Any, incoming: Any) -> int:
+        if incoming is not None and incoming.added:
+            trio.from_thread.run_sync(committing.set, trio_token=token)
+            assert go_on.wait(20)
+        return real(self, attempts, retrying, incoming)
+
+    token = trio.lowlevel.current_trio_token()
+    monkeypatch.setattr(LedgerFile, "write", write)
+    results: list[Entry | TrispoolError] = []
+
+    async def enqueue(store: DirectoryStore) -> None:
+        results.extend(await store.add([task(1)]))
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery, opened_behind(path) as (store, _):
+            nursery.start_soon(enqueue, store)
+            await committing.wait()
+            threading.Timer(0.1, go_on.set).start()
+    assert [result.ref for result in results if isinstance(result, Entry)] == files(path) != []
+
+
+async def test_a_call_that_is_cancelled_before_its_commit_is_kept_all_the_same(path: Path, never: None) -> None:
+    async with opened_behind(path) as (store, ledger):
+        async with trio.open_nursery() as nursery, ledger._flushing:
+            nursery.start_soon(store.add, [task(1)])
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        await until(lambda: len(ids_of_rows(path)) == 1)
+        assert ids_of_rows(path) == await seen(store)
+
+
 async def test_what_waits_when_it_closes_is_refused(path: Path, never: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(behind_module, "MAX_CALLS", 2)
     results: dict[int, Entry | TrispoolError] = {}

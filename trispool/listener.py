@@ -1,8 +1,8 @@
 """A uwsgi socket: packets in, tasks kept, answers out.
 
 No Trio task per connection. One Trio task looks at a `PollSet`, which holds the sockets that listen and every
-connection that must wait. All complete requests that a look yields are one burst: one call of `enqueue`, in a Trio task
-of its own. While it waits for its commit, the next burst is read.
+connection that must wait. All complete requests that a look yields are one burst: one call of `enqueue`. If its commit
+takes long, another Trio task, which stands by, looks in its stead: the next burst is read meanwhile.
 
 All state belongs to the `Listener` and changes only between two awaits.
 """
@@ -134,10 +134,11 @@ class Listener:
         connections = self._connections
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._end_silent)
                 try:
+                    nursery.start_soon(self._end_silent)
+                    nursery.start_soon(self._look_and_commit, nursery)
                     task_status.started(self)
-                    await self._look_and_commit(nursery)
+                    await trio.sleep_forever()
                 finally:
                     for listening in self._bound.sockets:
                         listening.close()
@@ -148,6 +149,9 @@ class Listener:
             connections.close()
 
     async def _look_and_commit(self, nursery: trio.Nursery) -> None:
+        """Look, and commit what came, until relieved."""
+        relief = trio.CancelScope()
+        nursery.start_soon(self._stand_by, nursery, relief)
         connections = self._connections
         while True:
             # First the slot, then the reading: what has been read whole is never given up while it waits for a slot.
@@ -160,10 +164,11 @@ class Listener:
                 connections.is_short = False
                 nursery.start_soon(self._rest)
             if burst:
-                ended = trio.Event()
-                nursery.start_soon(self._commit, burst, ended)
-                with trio.move_on_after(GIVE_WAY_SECONDS):
-                    await ended.wait()
+                relief.deadline = trio.current_time() + GIVE_WAY_SECONDS
+                await self._commit(burst)
+                if relief.cancel_called:
+                    return
+                relief.deadline = math.inf
             else:
                 self._slots.release()
                 if connections.has_more():
@@ -173,7 +178,13 @@ class Listener:
                     await trio.lowlevel.wait_readable(connections.fileno())
                     connections.rests = False
 
-    async def _commit(self, burst: list[Turn], ended: trio.Event) -> None:
+    async def _stand_by(self, nursery: trio.Nursery, relief: trio.CancelScope) -> None:
+        """Look when the deadline of `relief` has passed."""
+        with relief:
+            await trio.sleep_forever()
+        await self._look_and_commit(nursery)
+
+    async def _commit(self, burst: list[Turn]) -> None:
         """Keep a burst and answer it; frees the slot that was taken for it."""
         tasks = [task for turn in burst for task in turn.tasks]
         with trio.CancelScope(shield=True, deadline=self._commit_deadline) as scope:
@@ -187,7 +198,6 @@ class Listener:
             finally:
                 self._commits.discard(scope)
                 self._slots.release()
-                ended.set()
 
     async def _end_silent(self) -> None:
         while True:

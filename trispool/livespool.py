@@ -170,8 +170,9 @@ class LiveSpool:
         at_once = self.store.at_once
         results: list[Entry | TrispoolError] = []
         while len(results) < len(tasks):
+            if results:
+                await trio.lowlevel.checkpoint()
             results += await self._keep(tasks[len(results) : len(results) + at_once])
-            await trio.lowlevel.checkpoint()
         if results and isinstance(results[-1], SpoolUnavailable):
             if self._refusals.refused(str(results[-1]), time.time(), self.store.replaced):
                 _log.error("tasks_not_kept", spool=self.name, error=str(results[-1]))

@@ -116,6 +116,7 @@ async def open_write_behind(
             finally:
                 nursery.cancel_scope.cancel()
         with trio.move_on_after(CLOSE_SECONDS, shield=True):
+            await behind.committed()
             await outgoing.write_all()
             # There is no later commit, and what has ended would run again.
             while not await tenure.commit_removals():  # noqa: ASYNC110 # a disk tells nobody
@@ -163,6 +164,8 @@ class WriteBehind:
         self._calls: list[_Call] = []
         self._named: set[str] = set()  # by whoever enqueues them, and on their way into the database
         self._work = trio.Event()
+        self._is_committing = False
+        self._has_committed = trio.Event()
 
     @property
     def problem(self) -> str | None:
@@ -192,7 +195,7 @@ class WriteBehind:
         while len(self._calls) >= MAX_CALLS and self._accepts:
             await self._outgoing.left.park()
         if not self._accepts:
-            return [SpoolUnavailable("the spool is closing")] * len(tasks)
+            return [_closing()] * len(tasks)
         named = {task.id for task in tasks if task.id is not None}
         try:
             taken = await self._reserve(named) if named else set()
@@ -208,12 +211,16 @@ class WriteBehind:
             if not kept:
                 return results
             if not self._accepts:  # it has been closed meanwhile, and nobody would answer
-                closing = SpoolUnavailable("the spool is closing")
-                return [_unless_refused(result, closing) for result in results]
+                return [_unless_refused(result, _closing()) for result in results]
             call = _Call(kept)
             self._calls.append(call)
-            self._work.set()
-            await call.done.wait()
+            if self._is_committing or len(self._calls) > 1 or not self.rows.has_room(len(kept), call.size):
+                self._work.set()
+            else:
+                # Nobody is before it: to have it done by `run_commits` would take two more turns of the loop.
+                await self._commit_some()
+            if not call.done.is_set():
+                await call.done.wait()
         finally:
             self._named -= named
         error = call.error
@@ -258,39 +265,62 @@ class WriteBehind:
             results.append(item.entry)
 
     async def run_commits(self) -> None:
-        """Commit what `add` was given, until cancelled."""
+        """Commit what `add` was given and does not commit itself, until cancelled."""
         try:
             while True:
                 await self._work.wait()
                 self._work = trio.Event()
                 while self._calls:
-                    await self._commit_some()
+                    if self._is_committing:
+                        await self._has_committed.wait()
+                    else:
+                        await self._commit_some()
         finally:
             self._accepts = False
-            closing = SpoolUnavailable("the spool is closing")
-            self._answer(len(self._calls), closing)
+            calls, self._calls = self._calls, []
+            self._answer(calls, _closing())
+
+    async def committed(self) -> None:
+        """Return when no commit is under way."""
+        while self._is_committing:
+            await self._has_committed.wait()
 
     async def _commit_some(self) -> None:
-        count, size, calls = 0, 0, 0
+        count, size, number = 0, 0, 0
         for call in self._calls:
-            if calls and count + len(call.kept) > MAX_COMMIT:
+            if number and count + len(call.kept) > MAX_COMMIT:
                 break
             if not self.rows.has_room(count + len(call.kept), size + call.size):
                 break
-            count, size, calls = count + len(call.kept), size + call.size, calls + 1
-        if not calls:
+            count, size, number = count + len(call.kept), size + call.size, number + 1
+        if not number:
             await self._make_room()
             return
-        kept = [item for call in self._calls[:calls] for item in call.kept]
+        calls = self._calls[:number]
+        del self._calls[:number]
+        kept = calls[0].kept if number == 1 else [item for call in calls for item in call.kept]
         error: SpoolUnavailable | None = None
+        self._is_committing = True
         try:
-            # Once begun, the commit is not cancelled; before that, the calls still wait and get their refusal.
+            # Once begun, the commit is not cancelled; before that, the calls wait again, for `run_commits`.
             await self._tenure.commit([item.row for item in kept])
         except SpoolUnavailable as failed:
             error = failed
+        except trio.Cancelled:
+            if self._accepts:
+                self._calls[:0] = calls
+            else:
+                self._answer(calls, _closing())
+            raise
         else:
             self.rows.put(kept, trio.current_time())
             self._outgoing.expect()
+        finally:
+            self._is_committing = False
+            self._has_committed.set()
+            self._has_committed = trio.Event()
+            if self._calls:
+                self._work.set()
         self._answer(calls, error)
 
     async def _make_room(self) -> None:
@@ -298,12 +328,11 @@ class WriteBehind:
             self._outgoing.press()
             await self._outgoing.left.park()
         else:
-            self._answer(1, SpoolUnavailable(f"there is no room for more tasks: {self._outgoing.problem}"))
+            error = SpoolUnavailable(f"there is no room for more tasks: {self._outgoing.problem}")
+            self._answer([self._calls.pop(0)], error)
 
-    def _answer(self, calls: int, error: SpoolUnavailable | None) -> None:
-        answered = self._calls[:calls]
-        del self._calls[:calls]
-        for call in answered:
+    def _answer(self, calls: Sequence[_Call], error: SpoolUnavailable | None) -> None:
+        for call in calls:
             call.error = error
             call.done.set()
         self._outgoing.left.unpark_all()
@@ -338,6 +367,10 @@ class WriteBehind:
             if claim.content is not None and (kept := self.rows.claimed(claim.id, claim.content)) is not None:
                 self.rows.release(kept, now)
                 self._outgoing.expect()
+
+
+def _closing() -> SpoolUnavailable:
+    return SpoolUnavailable("the spool is closing")
 
 
 def _unless_refused(result: Entry | TrispoolError, error: SpoolUnavailable) -> TrispoolError:
