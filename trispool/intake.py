@@ -20,13 +20,12 @@ from trispool.packet import (
     http_answer,
     is_plain,
     task_from_vars,
-    wants_http,
 )
 from trispool.reader import NEED_DATA, PacketReader, Request, UnacceptedModifier, names_length
 from trispool.task import NewTask
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from trispool.settings import ListenSettings
     from trispool.task import Accepted
@@ -128,7 +127,7 @@ class Intake:
                 )
             replies.append(PONG)
             return
-        http = self._wants_http(request.vars)
+        http = self._wants_http(connection)
         if http:
             connection.last = True  # as the answer says
             if connection.reader.buffered and not names_length(request.vars):
@@ -140,8 +139,9 @@ class Intake:
         else:
             replies.append(Pending.HTTP if http else Pending.UWSGI)
 
-    def _wants_http(self, vars: Mapping[bytes, bytes]) -> bool:
-        return self._always_http or (not self._never_http and wants_http(vars))
+    def _wants_http(self, connection: Connection) -> bool:
+        """Whether who sent the packet read last waits for an HTTP answer."""
+        return self._always_http or (not self._never_http and connection.reader.from_web)
 
     def answer(self, turn: Turn, results: Iterator[Accepted | TrispoolError]) -> bytes:
         """The answers of a turn, once its tasks are kept or not.
@@ -184,11 +184,11 @@ class Intake:
             connection: Whose request it is.
             error: Why.
             reason: A word for the statistics; empty: by the error.
-            http: Whether a web server waits for it; None: by the vars read last.
+            http: Whether a web server waits for it; None: by the packet read last.
         """
         self.count(reason or _reason(error), connection.peer, str(error))
         if http is None:
-            http = self._wants_http(connection.reader.vars)
+            http = self._wants_http(connection)
         if not http:
             return ANSWER_REFUSED
         status = error.status if isinstance(error, TaskRefused) else 503

@@ -11,7 +11,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from trispool.errors import MalformedPacket, TaskRefused
-from trispool.packet import HEADER, PING_MODIFIER, SPOOLER_MODIFIER, decode_vars
+from trispool.packet import HEADER, PING_MODIFIER, SPOOLER_MODIFIER, decode_vars, wants_http
 from trispool.task import MAX_VARS
 
 if TYPE_CHECKING:
@@ -68,12 +68,12 @@ class PacketReader:
             nobody told them better, and they shall get an answer that they understand.
 
     Attributes:
-        vars: The vars of the packet that is being read or was read last, as far as known: who answers an error learns
-            here whom.
+        from_web: Whether a web server sent the packet that is being read or was read last, as far as known: who answers
+            an error learns here whom.
         missing: How many bytes the request under way still needs, as far as known.
     """
 
-    __slots__ = ("_body", "_buffer", "_head", "_max_body", "_max_packet", "_modifiers", "_start", "missing", "vars")
+    __slots__ = ("_body", "_buffer", "_head", "_max_body", "_max_packet", "_modifiers", "_start", "from_web", "missing")
 
     def __init__(
         self,
@@ -87,11 +87,12 @@ class PacketReader:
         self._modifiers = modifiers
         self._buffer: bytes | bytearray = b""
         self._start = 0
+        # Of a request that waits for its body, without its vars: 64 KiB of tiny ones would take 1.5 MB.
         self._head: Request | None = None
         # BytesIO gives its bytes away without copying them, a bytearray would need as much memory again.
         self._body: io.BytesIO | None = None
         self.missing = 0
-        self.vars: dict[bytes, bytes] = {}
+        self.from_web = False
 
     @property
     def buffered(self) -> int:
@@ -127,18 +128,20 @@ class PacketReader:
             TaskRefused: The packet is too large, its body has no length or a bad one, or is too large.
         """
         head = self._head
+        vars: dict[bytes, bytes] | None = None
         if head is None:
             read = self._read_packet()
             if not isinstance(read, Request):
                 return NEED_DATA
-            self.vars = read.vars
+            vars = read.vars
+            self.from_web = wants_http(vars)
             # Most packets name neither, and a search through the bytes is the quickest way to know.
             if b"CONTENT_LENGTH" not in read.payload and b"TRANSFER_ENCODING" not in read.payload:
                 return read
-            size = self._body_size(read.vars)
+            size = self._body_size(vars)
             if not size:
                 return read
-            head = self._head = read
+            head = self._head = read._replace(vars={})
             self._body = io.BytesIO()
             self.missing = size
         assert self._body is not None
@@ -154,7 +157,7 @@ class PacketReader:
             return NEED_DATA
         self._head = None
         body, self._body = self._body, None
-        return head._replace(body=body.getvalue())
+        return head._replace(vars=decode_vars(head.payload) if vars is None else vars, body=body.getvalue())
 
     def _read_packet(self) -> Request | None:
         buffer, start = self._buffer, self._start
@@ -184,7 +187,7 @@ class PacketReader:
             raise MalformedPacket(f"byte {4 + error.offset}: {error}", offset=4 + error.offset) from None
         if size > self._max_packet:
             # Only now: whoever answers has to see whether a web server asked. The size field bounds what that costs.
-            self.vars = vars
+            self.from_web = wants_http(vars)
             raise TaskRefused(f"the vars have {size} bytes, at most {self._max_packet} are allowed here", status=413)
         return Request(modifier1, modifier2, payload, vars, b"")
 
