@@ -1019,3 +1019,20 @@ async def test_what_waits_when_it_closes_is_refused(path: Path, never: None, mon
     assert sorted(results) == [0, 1, 2, 3]
     assert files(path) == sorted(result.ref for result in results.values() if isinstance(result, Entry))
     assert {str(result) for result in results.values() if not isinstance(result, Entry)} == {"the spool is closing"}
+
+
+async def test_large_tasks_are_written_out_few_at_once(
+    path: Path, never: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outgoing_module, "AT_ONCE_BYTES", 2500)
+    batches: list[int] = []
+    prepare = writeout.prepare
+
+    def noted(writer: Any, tasks: Sequence[writeout.Leaving]) -> None:
+        batches.append(sum(len(task.body) for task in tasks))
+        prepare(writer, tasks)
+
+    monkeypatch.setattr(writeout, "prepare", noted)
+    async with opened_behind(path) as (store, _):
+        await store.add([*(task(n, bytes(1000)) for n in range(5)), task(5, bytes(9000))])
+    assert batches == [9000, 2000, 2000, 1000]

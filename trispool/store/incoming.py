@@ -14,7 +14,6 @@ two trips to the disk.
 from __future__ import annotations
 
 import enum
-import itertools
 from typing import TYPE_CHECKING, Final
 
 from trispool.packet import decode_vars
@@ -171,10 +170,24 @@ class Incoming:
         self._count += sign
         self._bytes += sign * kept.size
 
-    def waiting(self, before: float, limit: int) -> list[Kept]:
-        """Some that have waited since before a time; of those the newest, since the workers take the oldest first."""
-        found = (kept for kept in reversed(self._kept.values()) if kept.state is State.WAITING and kept.since <= before)
-        return list(itertools.islice(found, limit))
+    def waiting(self, before: float, limit: int, size: int) -> list[Kept]:
+        """Some that have waited since before a time; of those the newest, since the workers take the oldest first.
+
+        Args:
+            before: On Trio's clock.
+            limit: How many at most.
+            size: Bytes of their vars and bodies; one that has more comes alone.
+        """
+        found: list[Kept] = []
+        for kept in reversed(self._kept.values()):
+            if kept.state is State.WAITING and kept.since <= before:
+                size -= kept.size
+                if found and size < 0:
+                    break
+                found.append(kept)
+                if len(found) == limit:
+                    break
+        return found
 
     def entries(self, size: int) -> Iterator[Sequence[Entry]]:
         """All, in parts between which they may change; what has come since is not among them."""
