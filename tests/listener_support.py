@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from trispool.errors import TrispoolError
+    from trispool.room import Room
     from trispool.settings import ListenSettings
 
 
@@ -64,10 +65,12 @@ class FakeEnqueue:
 
 
 @contextlib.asynccontextmanager
-async def listening(settings: ListenSettings, enqueue: FakeEnqueue) -> AsyncIterator[Listener]:
+async def listening(
+    settings: ListenSettings, enqueue: FakeEnqueue, room: Room | None = None
+) -> AsyncIterator[Listener]:
     """A listener, cancelled at the end."""
     async with trio.open_nursery() as nursery:
-        listener = await nursery.start(serve_listener, settings, enqueue)
+        listener = await nursery.start(serve_listener, settings, enqueue, room)
         yield listener
         nursery.cancel_scope.cancel()
 

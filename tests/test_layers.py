@@ -77,7 +77,7 @@ LAYERS: dict[str, list[list[str]]] = {
     ],
     "2": [["store"], ["ledger", "writethread"], ["state"]],
     "3": [
-        ["bind", "connection", "intake", "pollset", "listener"],
+        ["bind", "connection", "intake", "room", "openconnections", "pollset", "listener"],
         ["httpbind"],
         ["scanner"],
         ["events"],

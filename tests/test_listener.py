@@ -27,7 +27,7 @@ from tests.listener_support import (
     unix,
     until_end,
 )
-from trispool import intake, pollset
+from trispool import intake, pollset, room
 from trispool.connection import Connection
 from trispool.errors import SpoolUnavailable, TaskRefused, TrispoolError
 from trispool.packet import ANSWER_REFUSED, ANSWER_SPOOLED, PONG, decode_vars, encode_packet
@@ -624,7 +624,7 @@ async def test_everybody_is_served_when_a_look_has_time_for_one_only(
 async def test_memory_for_incomplete_requests_is_bounded(
     tmp_path: Path, enqueue: FakeEnqueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pollset, "HELD_BYTES", 1_000_000)
+    monkeypatch.setattr(room, "HELD_BYTES", 1_000_000)
     async with listening(ListenSettings(bind=unix(tmp_path), max_body=250_000), enqueue) as listener:
         head = packet(WEB | {"CONTENT_LENGTH": "250000"})
         with contextlib.ExitStack() as stack:
@@ -640,6 +640,107 @@ async def test_memory_for_incomplete_requests_is_bounded(
                 assert parsed(await until_end(client))[0] == 202
             assert listener.statistics().held == 0
     assert len(enqueue.tasks) == 4
+
+
+async def test_memory_is_bounded_for_all_listeners_and_who_holds_most_pays(
+    tmp_path: Path, enqueue: FakeEnqueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "HELD_BYTES", 1_000_000)
+    settings = ListenSettings(bind=unix(tmp_path), max_body=250_000)
+    shared = room.Room(settings.max_body)
+    head = packet({"CONTENT_LENGTH": "250000"})
+    async with (
+        listening(settings, enqueue, shared) as greedy,
+        listening(replace(settings, bind="127.0.0.1:0"), enqueue, shared) as modest,
+    ):
+        with contextlib.ExitStack() as stack:
+            first, *others = clients = [stack.enter_context(connected(greedy)) for _ in range(4)]
+            for client in clients:
+                await client.send_all(head + bytes(240_000))
+                await trio.testing.wait_all_tasks_blocked()
+            late = stack.enter_context(connected(modest, head))
+            await late.send_all(bytes(240_000))
+            assert await until_end(first) == ANSWER_REFUSED
+            await late.send_all(bytes(10_000))
+            assert await exactly(late, 4) == ANSWER_SPOOLED
+            for client in others:
+                await client.send_all(bytes(10_000))
+                assert await exactly(client, 4) == ANSWER_SPOOLED
+        assert (greedy.statistics().refused, modest.statistics().refused) == ({"memory": 1}, {})
+        assert (shared.held, shared.under_way) == (0, 0)
+
+
+async def test_large_requests_wait_while_much_is_being_kept_and_small_ones_do_not(
+    settings: ListenSettings, tmp_path: Path, enqueue: FakeEnqueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "UNDER_WAY_BYTES", 300_000)
+    large = packet({"n": "x" * 60_000, "CONTENT_LENGTH": "200000"}, bytes(200_000))
+    shared = room.Room(settings.max_body)
+    enqueue.gate = gate = trio.Event()
+    (tmp_path / "another").mkdir()
+    async with (
+        listening(settings, enqueue, shared) as listener,
+        listening(ListenSettings(bind=unix(tmp_path / "another")), enqueue, shared) as another,
+        trio.open_nursery() as nursery,
+    ):
+
+        async def ask(which: Listener, data: bytes) -> None:
+            with connected(which) as client:
+                await client.send_all(data)
+                assert await exactly(client, 4) == ANSWER_SPOOLED
+
+        for which in (listener, another) * 5:
+            nursery.start_soon(ask, which, large)
+        await enqueue.wait_for_tasks(2)
+        for which in (listener, another):
+            nursery.start_soon(ask, which, packet())
+        await enqueue.wait_for_tasks(4)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert sorted(len(task.body) for task in enqueue.tasks) == [0, 0, 200_000, 200_000]
+        enqueue.gate = None
+        gate.set()
+    assert len(enqueue.tasks) == 12
+    assert (shared.held, shared.under_way) == (0, 0)
+
+
+async def test_a_request_that_waits_for_others_to_be_kept_is_not_slow(
+    tmp_path: Path, enqueue: FakeEnqueue, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "UNDER_WAY_BYTES", 1)
+    large = packet({"CONTENT_LENGTH": "200000"}, bytes(200_000))  # more than one read
+    enqueue.gate = trio.Event()
+    async with listening(ListenSettings(bind=unix(tmp_path), timeout=5), enqueue) as listener:
+        with connected(listener, packet()) as first:
+            await enqueue.wait_for_tasks(1)
+            with connected(listener) as second:
+                await second.send_all(large[:150_000])
+                for _ in range(10):
+                    await trio.testing.wait_all_tasks_blocked()
+                    mock_clock.jump(5)
+                await trio.testing.wait_all_tasks_blocked()
+                assert 0 < listener.statistics().held < 5000
+                enqueue.gate.set()
+                assert await exactly(first, 4) == ANSWER_SPOOLED
+                await second.send_all(large[150_000:])
+                assert await exactly(second, 4) == ANSWER_SPOOLED
+
+
+async def test_nobody_waits_for_a_very_large_request(
+    settings: ListenSettings, enqueue: FakeEnqueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pollset, "ALONE_BYTES", 30_000)
+    monkeypatch.setattr(pollset, "LOOK_SECONDS", 60)
+    head = packet({"CONTENT_LENGTH": "60000"}, bytes(1000))
+    async with listening(settings, enqueue) as listener:
+        with contextlib.ExitStack() as stack:
+            sockets = [stack.enter_context(connect_socket(listener, data)) for data in (head, head, b"\x11", head)]
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            # Without an await: the listener sees all of them in its next look.
+            for client, data in zip(sockets, (bytes(59_000), bytes(59_000), packet()[1:], bytes(59_000)), strict=True):
+                client.sendall(data)
+            await enqueue.wait_for_tasks(4)
+            assert [await trio.to_thread.run_sync(client.recv, 4) for client in sockets] == [ANSWER_SPOOLED] * 4
+    assert sorted([len(task.body) for task in call] for call in enqueue.calls) == [[0], [60_000], [60_000], [60_000]]
 
 
 async def test_connections_over_the_limit_are_refused(settings: ListenSettings, enqueue: FakeEnqueue) -> None:

@@ -52,16 +52,18 @@ class Turn:
         replies: One for each request, in order: the answer, or where that of the next task stands. None: all are tasks
             whose client expects uwsgi's answer.
         tasks: For each `Pending`, in order.
+        size: Bytes of the tasks, more or less.
     """
 
-    __slots__ = ("connection", "replies", "tasks")
+    __slots__ = ("connection", "replies", "size", "tasks")
 
     def __init__(
-        self, connection: Connection, replies: Sequence[bytes | Pending] | None, tasks: Sequence[NewTask]
+        self, connection: Connection, replies: Sequence[bytes | Pending] | None, tasks: Sequence[NewTask], size: int
     ) -> None:
         self.connection = connection
         self.replies = replies
         self.tasks = tasks
+        self.size = size
 
 
 class Connection:
@@ -74,7 +76,7 @@ class Connection:
         now: Seconds, on the clock of all other times here.
 
     Attributes:
-        is_fresh: Whether no reader was needed so far.
+        is_fresh: Whether it has no reader: none was needed so far, or none is needed any more.
         fd: The socket's descriptor.
         phase: What is to be done next.
         watched: Whether the poll set knows it already.
@@ -83,6 +85,7 @@ class Connection:
         has_asked: Whether it has ever sent a whole request.
         unsent: What is left of an answer.
         held: How many bytes of incomplete requests it was last found to hold.
+        has_waited: Whether the request under way has been kept from being read.
         progress_at: When it last sent something, or took something from us.
         since: When it began what it is slow at (sending a request, reading an answer), or None.
     """
@@ -94,6 +97,7 @@ class Connection:
         "broken",
         "fd",
         "has_asked",
+        "has_waited",
         "held",
         "is_fresh",
         "last",
@@ -120,6 +124,7 @@ class Connection:
         self.has_asked = False
         self.unsent = b""
         self.held = 0
+        self.has_waited = False
         self.progress_at = now
         self.since: float | None = None
 
@@ -130,6 +135,16 @@ class Connection:
             self._reader = self._new_reader()
             self.is_fresh = False
         return self._reader
+
+    @property
+    def asks_for(self) -> int:
+        """How many bytes the request under way has, as far as known."""
+        return self.reader.buffered + self.reader.missing
+
+    def forget(self) -> None:
+        """Let go of the reader, with what it holds."""
+        del self._reader
+        self.is_fresh = True
 
     @property
     def peer(self) -> str:

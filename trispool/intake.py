@@ -90,7 +90,7 @@ class Intake:
                 return None
             tasks.append(NewTask(payload))
         self.requests += len(tasks)
-        return Turn(connection, None, tasks)
+        return Turn(connection, None, tasks, end)
 
     def next_turn(self, connection: Connection) -> Turn | None:
         """The whole requests that a connection has sent, up to a limit; None if there is none.
@@ -100,7 +100,6 @@ class Intake:
         """
         replies: list[bytes | Pending] = []
         tasks: list[NewTask] = []
-        turn = Turn(connection, replies, tasks)
         reader = connection.reader
         try:
             while not connection.last and len(replies) < TURN_REQUESTS:
@@ -115,7 +114,9 @@ class Intake:
         except TaskRefused as error:
             connection.last = connection.broken = True
             replies.append(self.refuse(connection, error))
-        return turn if replies else None
+        if not replies:
+            return None
+        return Turn(connection, replies, tasks, sum(len(task.payload) + len(task.body) for task in tasks))
 
     def _take(
         self, request: Request, connection: Connection, replies: list[bytes | Pending], tasks: list[NewTask]

@@ -21,6 +21,7 @@ from trispool.bind import BoundSockets, bound_sockets
 from trispool.errors import TrispoolError
 from trispool.intake import Intake
 from trispool.pollset import PollSet
+from trispool.room import Room
 from trispool.task import Accepted, NewTask
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class ListenerStatistics:
 async def serve_listener(
     settings: ListenSettings,
     enqueue: Enqueue,
+    room: Room | None = None,
     *,
     task_status: trio.TaskStatus[Listener] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -89,13 +91,14 @@ async def serve_listener(
     Args:
         settings: Where and how.
         enqueue: Keeps the tasks. What it raises but `TrispoolError` ends the listener.
+        room: What it shares with other listeners.
         task_status: For `nursery.start`.
 
     Raises:
         ConfigError: The address cannot be bound.
     """
     async with bound_sockets(settings.bind, settings.mode) as bound:
-        listener = Listener(settings, enqueue, bound)
+        listener = Listener(settings, enqueue, bound, room or Room(settings.max_body))
         _log.info("listening", addresses=bound.addresses)
         await listener._serve(task_status)
 
@@ -107,12 +110,12 @@ class Listener:
         addresses: Where it listens, each in the form of a `bind`.
     """
 
-    def __init__(self, settings: ListenSettings, enqueue: Enqueue, bound: BoundSockets) -> None:
+    def __init__(self, settings: ListenSettings, enqueue: Enqueue, bound: BoundSockets, room: Room) -> None:
         self.addresses = bound.addresses
         self._bound = bound
         self._enqueue = enqueue
         self._intake = Intake(settings)
-        self._connections = PollSet(settings, self._intake, bound.sockets)
+        self._connections = PollSet(settings, self._intake, room, bound.sockets)
         self._slots = trio.Semaphore(MAX_BURSTS)
         self._commits: set[trio.CancelScope] = set()
         self._commit_deadline = math.inf  # until we are stopped

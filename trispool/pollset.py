@@ -9,27 +9,31 @@ The rules it keeps:
    says what that event is for. One that has just been answered is armed by the look after the next: most clients have
    closed it by then.
 4. What was received whole is kept, whether or not the client is still there to hear of it.
+5. What is in memory, and what is being kept, is told to the `Room`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import select
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from socket import SocketType
 from typing import TYPE_CHECKING, Final
 
 from trispool.bind import allowed
 from trispool.connection import Connection, Phase, Turn
 from trispool.errors import MalformedPacket, SpoolUnavailable, TaskRefused, TrispoolError
+from trispool.openconnections import OpenConnections
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator, Sequence
 
     from trispool.intake import Intake
+    from trispool.room import Room
     from trispool.settings import ListenSettings
     from trispool.task import Accepted
 
@@ -47,14 +51,11 @@ RECEIVE_BYTES: Final = 0xFFFF + 4
 RECEIVE_BODY_BYTES: Final = 128 * 1024
 """One read of a body."""
 
-HELD_BYTES: Final = 256 * 1024 * 1024
-"""Incomplete requests in memory, of all connections together, or four of the largest if that is more. A guess."""
+FEW_BYTES: Final = 4096
+"""A request that has no more is small. So many are read of each connection, however much is under way."""
 
-PATIENCE: Final = 4
-"""A whole request may take so many times `timeout`, however steadily it trickles, …"""
-
-MIN_BYTES_PER_SECOND: Final = 64 * 1024
-"""… and in addition as long as its bytes take at this pace. A guess, meant for machines of one network."""
+ALONE_BYTES: Final = 1024 * 1024
+"""A request of more is a burst of its own: nobody waits for it, and the store can write it to its file at once."""
 
 _READING: Final = Phase.READING
 _READABLE: Final = select.EPOLLIN | select.EPOLLONESHOT
@@ -75,43 +76,54 @@ class PollSet:
     Args:
         settings: The listener's.
         intake: Where requests go.
+        room: What it shares with other listeners.
         sockets: Those that listen; not closed here.
 
     Attributes:
         accepted: How many connections were accepted.
-        timeouts: How many were closed because they were silent or too slow.
-        held: How many bytes of incomplete requests are in memory.
         rests: To be set while no look follows until something is ready.
         is_short: Set when accepting failed for lack of descriptors or memory, for whoever can let it rest.
     """
 
-    def __init__(self, settings: ListenSettings, intake: Intake, sockets: Sequence[socket.socket]) -> None:
+    def __init__(self, settings: ListenSettings, intake: Intake, room: Room, sockets: Sequence[socket.socket]) -> None:
         self._settings = settings
         self._intake = intake
+        self._room = room
         self._sockets = {listening.fileno(): listening for listening in sockets}
         self._poll = select.epoll()
-        # In the order of their last progress, so that the first is the next to time out.
-        self._connections: OrderedDict[int, Connection] = OrderedDict()
+        self._open = OpenConnections(settings, intake, room)
         # Seen to be ready, and not yet served. A queue of our own: what is armed anew goes behind what came meanwhile.
         self._ready: deque[Connection] = deque()
         self._greedy: deque[Connection] = deque()  # more than a turn takes; last: one task shall not wait for 50,000
+        self._postponed: deque[Connection] = deque()  # large requests, while too much is under way
         # Answered to the end, the later ones since the last look.
         self._answered: list[Connection] = []
         self._just_answered: list[Connection] = []
         self._is_allowed = allowed(settings.allow_networks)
-        self._max_held = max(HELD_BYTES, 4 * settings.max_body)
-        self._now = 0.0
+        self._ends_at = 0.0  # when the look does, on the clock of `perf_counter`; 0: at once
         self.accepted = 0
-        self.timeouts = 0
-        self.held = 0
         self.is_short = False
         self.rests = False
         for descriptor in self._sockets:
             self._poll.register(descriptor, select.EPOLLIN)
+        # To be woken by: written to and never read, for each write is an event.
+        self._waker = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poll.register(self._waker, select.EPOLLIN | select.EPOLLET)
+        room.enter(self)
 
     def __len__(self) -> int:
         """How many connections are open."""
-        return len(self._connections)
+        return len(self._open)
+
+    @property
+    def timeouts(self) -> int:
+        """How many connections were closed because they were silent or too slow."""
+        return self._open.timeouts
+
+    @property
+    def held(self) -> int:
+        """How many bytes of incomplete requests are in memory."""
+        return self._open.held
 
     def fileno(self) -> int:
         """A descriptor that is readable when a look is worth it."""
@@ -124,8 +136,10 @@ class PollSet:
 
     def close(self) -> None:
         """Close all connections."""
-        for connection in list(self._connections.values()):
-            self._close(connection)
+        for connection in list(self._open.values()):
+            self._open.close(connection)
+        self._room.leave(self)
+        os.close(self._waker)
         self._poll.close()
 
     def look(self, now: float) -> list[Turn]:
@@ -134,12 +148,12 @@ class PollSet:
         Args:
             now: Seconds, of any clock that does not go back.
         """
-        self._now = now
-        give_way_at = time.perf_counter() + LOOK_SECONDS
+        self._open.now = now
+        self._ends_at = time.perf_counter() + LOOK_SECONDS
         acceptable: list[socket.socket] = []
         ready = self._ready
         for descriptor, _ in self._poll.poll(0, MAX_EVENTS):
-            connection = self._connections.get(descriptor)
+            connection = self._open.get(descriptor)
             if connection is not None:
                 (self._greedy if connection.phase is Phase.BUFFERED else ready).append(connection)
             elif descriptor in self._sockets:
@@ -151,22 +165,29 @@ class PollSet:
         burst: list[Turn] = []
         ready.extend(self._answered)
         self._answered, self._just_answered = self._just_answered, []
-        while ready:
+        while self._postponed and not self._room.is_busy:
+            self._serve_ready(self._postponed.popleft(), burst)
+            if time.perf_counter() >= self._ends_at:
+                break
+        while ready and self._ends_at:
             connection = ready.popleft()
             if connection.phase is _READING:
                 self._receive(connection, burst)
             else:
                 self._serve_ready(connection, burst)
-            if time.perf_counter() >= give_way_at:
+            if time.perf_counter() >= self._ends_at:
                 break
-        while self._greedy:  # one at least, however many others there are
+        # One at least, however many others there are.
+        while self._greedy and self._ends_at:
             self._serve_ready(self._greedy.popleft(), burst)
-            if time.perf_counter() >= give_way_at:
+            if time.perf_counter() >= self._ends_at or self._room.is_busy:
                 break
         return burst
 
     def has_more(self) -> bool:
         """Whether the last look left something for the next one."""
+        if self._postponed and not self._room.is_busy:
+            return True
         return bool(self._ready or self._greedy or self._answered or self._just_answered)
 
     def answer(self, burst: Sequence[Turn], results: Sequence[Accepted | TrispoolError], now: float) -> None:
@@ -177,7 +198,8 @@ class PollSet:
             results: What became of each of their tasks, in order.
             now: As for `look`.
         """
-        self._now = now
+        self._open.now = now
+        self._room.give_back(sum(turn.size for turn in burst))
         remaining: Iterator[Accepted | TrispoolError] = iter(results)
         for turn in burst:
             self._send(turn.connection, self._intake.answer(turn, remaining))
@@ -188,18 +210,8 @@ class PollSet:
         Returns:
             When to look again.
         """
-        self._now = now
-        timeout = self._settings.timeout
-        while self._connections:
-            connection = next(iter(self._connections.values()))
-            if connection.progress_at + timeout > now:
-                return connection.progress_at + timeout
-            # What has come and was not read yet, for too many bursts wait for their commit, is progress, too.
-            if connection.waits_for_us():
-                self._has_progressed(connection)
-            else:
-                self._time_out(connection)
-        return now + timeout
+        self._open.now = now
+        return self._open.end_silent()
 
     def _accept(self, listening: socket.socket) -> None:
         family, kind = listening.family, listening.type
@@ -219,25 +231,15 @@ class PollSet:
                 raise
             self.accepted += 1
             sock = SocketType(family, kind, 0, descriptor)
-            connection = Connection(sock, address, self._intake.new_reader, self._now)
+            connection = Connection(sock, address, self._intake.new_reader, self._open.now)
             if self._is_allowed and isinstance(address, tuple) and not self._is_allowed(address[0]):
                 self._intake.count("network", connection.peer, "its network is not among allow_networks")
                 sock.close()
-            elif len(self._connections) >= self._settings.max_connections and not self._make_room():
+            elif len(self._open) >= self._settings.max_connections and not self._open.end_one():
                 self._turn_away(connection)
             else:
-                self._connections[connection.fd] = connection
+                self._open[connection.fd] = connection
                 self._ready.append(connection)
-
-    def _make_room(self) -> bool:
-        """Close the connection that has been silent for longest, if that is long."""
-        connection = next(iter(self._connections.values()), None)
-        if connection is None or connection.waits_for_us():
-            return False
-        if self._now - connection.progress_at <= self._settings.timeout / 5:
-            return False
-        self._time_out(connection)
-        return True
 
     def _turn_away(self, connection: Connection) -> None:
         """Refuse a connection without having room for it."""
@@ -254,23 +256,36 @@ class PollSet:
         phase = connection.phase
         if phase is Phase.BUFFERED:
             self._advance(connection, burst)
+        elif phase is Phase.READING:
+            self._receive(connection, burst)
         elif phase is Phase.WRITING:
-            if self._is_too_slow(connection, 0):
-                self._time_out(connection)
+            if self._open.is_too_slow(connection, 0):
+                self._open.time_out(connection)
             else:
                 self._send(connection, connection.unsent)
         elif phase is Phase.LINGERING:
             self._discard(connection)
 
     def _receive(self, connection: Connection, burst: list[Turn]) -> None:
-        is_large = not connection.is_fresh and connection.reader.missing > RECEIVE_BYTES
-        data = connection.receive(RECEIVE_BODY_BYTES if is_large else RECEIVE_BYTES)
+        size = RECEIVE_BYTES
+        if not connection.is_fresh and (missing := connection.reader.missing) > FEW_BYTES:
+            if self._room.is_busy:
+                self._postpone(connection)
+                return
+            if missing > RECEIVE_BYTES:
+                size = RECEIVE_BODY_BYTES
+            if burst and missing <= size and connection.asks_for > ALONE_BYTES:
+                self._ready.appendleft(connection)
+                self._ends_at = 0.0
+                return
+        elif self._room.is_busy:
+            size = FEW_BYTES
+        data = connection.receive(size)
         if data:
-            self._has_progressed(connection)
+            self._open.has_progressed(connection)
             if connection.is_fresh and (turn := self._intake.plain_turn(connection, data)):
                 connection.has_asked = True
-                connection.phase = Phase.ENQUEUED
-                burst.append(turn)
+                self._keep(turn, burst)
                 return
             connection.reader.receive_data(data)
             self._advance(connection, burst)
@@ -280,7 +295,7 @@ class PollSet:
             if not connection.is_fresh and connection.reader.buffered:
                 error = MalformedPacket(f"the connection ended, {connection.reader.missing} bytes too early")
                 connection.send(self._intake.refuse(connection, error, reason="incomplete"))
-            self._close(connection)
+            self._open.close(connection)
 
     def _advance(self, connection: Connection, burst: list[Turn]) -> None:
         """Go on with what a connection has sent."""
@@ -289,21 +304,29 @@ class PollSet:
             self._wait_for_more(connection)
             return
         connection.has_asked = True
+        connection.has_waited = False
+        self._open.hold(connection, connection.reader.buffered)
         if turn.tasks:
-            connection.phase = Phase.ENQUEUED
-            burst.append(turn)
+            self._keep(turn, burst)
         else:
             self._send(connection, self._intake.answer(turn, iter(())))
+
+    def _keep(self, turn: Turn, burst: list[Turn]) -> None:
+        turn.connection.phase = Phase.ENQUEUED
+        self._room.take(turn.size)
+        burst.append(turn)
+        if turn.size > ALONE_BYTES:
+            self._ends_at = 0.0
 
     def _send(self, connection: Connection, data: bytes) -> None:
         if not connection.send(data):
             if len(connection.unsent) < len(data):
-                self._has_progressed(connection)
+                self._open.has_progressed(connection)
             if connection.since is None:
-                connection.since = self._now
+                connection.since = self._open.now
             self._arm(connection, Phase.WRITING)
             return
-        self._has_progressed(connection)
+        self._open.has_progressed(connection)
         connection.since = None
         if connection.is_fresh and not self.rests:  # nothing is left of what it has sent, and a look follows
             connection.phase = _READING
@@ -311,7 +334,7 @@ class PollSet:
         elif connection.broken:
             self._linger(connection)
         elif connection.last:
-            self._close(connection)
+            self._open.close(connection)
         elif connection.reader.buffered:
             self._arm(connection, Phase.BUFFERED)
         else:
@@ -319,46 +342,49 @@ class PollSet:
 
     def _wait_for_more(self, connection: Connection) -> None:
         held = connection.reader.buffered
-        self.held += held - connection.held
-        connection.held = held
+        self._open.hold(connection, held)
         if not held:
             connection.since = None
         elif connection.since is None:
-            connection.since = self._now
-        elif self._is_too_slow(connection, held + connection.reader.missing):
-            self._time_out(connection)
+            connection.since = self._open.now
+        elif self._open.is_too_slow(connection, held + connection.reader.missing):
+            self._open.time_out(connection)
             return
         self._arm(connection, Phase.READING)
-        if self.held > self._max_held:
-            self._free_memory()
+        self._room.free()
 
-    def _is_too_slow(self, connection: Connection, size: int) -> bool:
-        allowed = PATIENCE * self._settings.timeout + size / MIN_BYTES_PER_SECOND
-        return connection.since is not None and self._now - connection.since > allowed
+    def _postpone(self, connection: Connection) -> None:
+        """Read a large request no further while too much is under way."""
+        if connection.has_waited:  # others have come before it already, and it holds memory
+            self._postponed.appendleft(connection)
+        else:
+            connection.has_waited = True
+            self._postponed.append(connection)
+        connection.since = None  # it is not slow
 
-    def _free_memory(self) -> None:
-        """Refuse those incomplete requests that have waited for their bytes for longest, until few enough are held."""
-        error = SpoolUnavailable("too many incomplete requests are held in memory")
-        waiting = (one for one in list(self._connections.values()) if one.held and one.phase is Phase.READING)
-        for connection in waiting:
-            if self.held <= self._max_held:
-                return
-            connection.send(self._intake.refuse(connection, error, reason="memory"))
-            self._close(connection)
+    def refuse_oldest(self) -> bool:
+        """See `OpenConnections.refuse_oldest`."""
+        return self._open.refuse_oldest()
+
+    def wake(self) -> None:
+        """Go on with large requests."""
+        if self._postponed:
+            os.eventfd_write(self._waker, 1)
 
     def _linger(self, connection: Connection) -> None:
         connection.end()
-        connection.since = self._now
+        self._open.forget(connection)
+        connection.since = self._open.now
         self._discard(connection)
 
     def _discard(self, connection: Connection) -> None:
         data = connection.receive(RECEIVE_BODY_BYTES)
         if data is None:
             self._arm(connection, Phase.LINGERING)
-        elif not data or self._is_too_slow(connection, 0):
-            self._close(connection)
+        elif not data or self._open.is_too_slow(connection, 0):
+            self._open.close(connection)
         else:
-            self._has_progressed(connection)
+            self._open.has_progressed(connection)
             self._arm(connection, Phase.LINGERING)
 
     def _arm(self, connection: Connection, phase: Phase) -> None:
@@ -370,26 +396,3 @@ class PollSet:
         else:
             self._poll.register(connection.fd, event)
             connection.watched = True
-
-    def _has_progressed(self, connection: Connection) -> None:
-        connection.progress_at = self._now
-        self._connections.move_to_end(connection.fd)
-
-    def _time_out(self, connection: Connection) -> None:
-        """Close a connection. One that only kept quiet after an answer has done nothing wrong."""
-        phase = connection.phase
-        is_incomplete = phase is Phase.READING and not connection.is_fresh and connection.reader.buffered > 0
-        is_idle = phase is Phase.READING and connection.has_asked and not is_incomplete
-        if not (is_idle or phase is Phase.LINGERING):
-            self.timeouts += 1
-        if is_incomplete:
-            error = TaskRefused(
-                f"the request took too long, {connection.reader.missing} bytes of it are missing", status=408
-            )
-            connection.send(self._intake.refuse(connection, error))
-        self._close(connection)
-
-    def _close(self, connection: Connection) -> None:
-        self.held -= connection.held
-        del self._connections[connection.fd]
-        connection.close()

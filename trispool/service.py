@@ -31,6 +31,7 @@ from trispool.httpcounts import HttpCounts
 from trispool.listener import Listener, serve_listener
 from trispool.livespool import LiveSpool, open_spool
 from trispool.reports import Reports
+from trispool.room import Room
 from trispool.state import open_state
 from trispool.tokenfile import TokenFiles
 
@@ -221,9 +222,10 @@ async def _start_faces(
     for spool in spools:
         nursery.start_soon(spool.find)
     sockets: list[str] = []
+    room = Room(max((settings.max_body for settings in config.listen), default=0))
     for settings in config.listen:
         enqueue = functools.partial(control.enqueue, default_spool=settings.spool)
-        listener: Listener = await nursery.start(functools.partial(serve_listener, settings, enqueue))
+        listener: Listener = await nursery.start(functools.partial(serve_listener, settings, enqueue, room))
         reports.add_listener(listener)
         sockets += listener.addresses
     return sockets
