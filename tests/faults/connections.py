@@ -54,6 +54,7 @@ class Case:
         stage: Where in their request they begin to.
         clients: How many.
         pages: Whether they ask for a large page instead of sending a task.
+        large: Whether a flood is one of large tasks.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Case:
     stage: str
     clients: int
     pages: bool = False
+    large: bool = False
 
 
 CASES: Final = (
@@ -69,7 +71,7 @@ CASES: Final = (
     Case("10,000 idle, room for 4,096", "uwsgi", "wait", "nothing", 10_000),
     Case("slow header", "uwsgi", "slow", "header", 1000),
     Case("slow vars", "uwsgi", "slow", "vars", 1000),
-    Case("slow body", "uwsgi", "slow", "body", 1000),
+    Case("slow body", "uwsgi", "slow", "body", 2000),
     Case("half closed in the vars", "uwsgi", "half_closed", "vars", 100),
     Case("half open in the header", "TCP", "vanish", "header", 1000),
     Case("half open in the vars", "TCP", "vanish", "vars", 1000),
@@ -79,6 +81,7 @@ CASES: Final = (
     Case("RST before the answer", "uwsgi", "reset", "whole", 4),
     Case("never read answers", "uwsgi", "deaf", "whole", 200),
     Case("flood of one client", "uwsgi", "flood", "whole", 1),
+    Case("flood of large requests", "TCP", "flood", "whole", 20, large=True),
     Case("flood of connections", "uwsgi", "leave", "nothing", 20),
     Case("10,000 idle, room for 1,024", "HTTP", "wait", "nothing", 10_000),
     Case("slow headers", "HTTP", "slow", "header", 2000),
@@ -127,7 +130,7 @@ class _Stage:
 
     def target(self, case: Case) -> Target:
         """Whom a case is rude to, and with what."""
-        small = case.attack in ("flood", "deaf")
+        small = case.attack in ("flood", "deaf") and not case.large
         unix_and_tcp: list[str | list[str | int]] = [str(self.service.socket), ["127.0.0.1", self.service.tcp_port]]
         if case.face in ("uwsgi", "TCP", "roomy"):
             large = {} if small else {"filler": "x" * 60_000, "CONTENT_LENGTH": str(BODY_BYTES)}

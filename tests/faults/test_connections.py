@@ -53,7 +53,7 @@ def test_nothing_is_broken_when_all_is_well() -> None:
         ({"latencies": {"HTTP": []}}, ["n1", "n2"], "HTTP: nothing was answered"),
         ({"is_alive": False}, ["n1", "n2"], "the service has ended"),
         ({"descriptors": MORE_DESCRIPTORS + 1}, ["n1", "n2"], "9 descriptors more than before"),
-        ({"megabytes": MOST_MB_AFTER + 1}, ["n1", "n2"], "513 MB when all had gone"),
+        ({"megabytes": MOST_MB_AFTER + 1}, ["n1", "n2"], "257 MB when all had gone"),
     ],
 )
 def test_every_broken_promise_is_seen(members: dict[str, object], runs: list[str], broken: str) -> None:
