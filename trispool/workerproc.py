@@ -74,13 +74,7 @@ class WorkerProcess:
     """
 
     def __init__(
-        self,
-        setup: frames.Setup,
-        employer: Employer,
-        pace: Pace,
-        keeper: Keeper,
-        *,
-        max_tasks: int = 0,
+        self, setup: frames.Setup, employer: Employer, pace: Pace, keeper: Keeper, *, max_tasks: int = 0
     ) -> None:
         self.is_async = False
         self.handlers: Mapping[str, Mapping[str, Any]] = {}
