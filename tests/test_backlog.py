@@ -44,6 +44,7 @@ def scan(backlog: Backlog, entries: Iterable[Entry], now: float = NOW) -> list[s
 
 
 def end_scan(backlog: Backlog) -> list[str]:
+    backlog.scan_ends()
     for refs in backlog.unseen():
         for ref in refs:
             backlog.gone(ref)
@@ -357,6 +358,16 @@ def test_what_was_taken_out_since_a_scan_began_is_not_brought_back_by_it() -> No
     assert backlog.find("a") is not None
 
 
+def test_what_is_taken_out_between_two_scans_is_not_noted_until_the_next() -> None:
+    backlog = backlog_of(entry("a"), entry("b"))
+    backlog.taken_out("a")
+    backlog.scan_begins()
+    backlog.taken_out("b")
+    backlog.saw(entry("b"), NOW)
+    backlog.saw(entry("a"), NOW)  # it has been put back
+    assert [waiting.entry.ref for waiting in waiting_in(backlog)] == ["a"]
+
+
 def test_attempts_survive_a_move_to_another_directory() -> None:
     backlog = backlog_of(entry("a"))
     take_one(backlog)
@@ -418,37 +429,27 @@ def test_a_scan_by_names_asks_only_for_what_is_not_known_and_finds_what_is_gone(
     assert {waiting.entry.ref for waiting in waiting_in(backlog)} == {"waits", "fresh", "new"}
 
 
-@pytest.mark.parametrize("what", ["added", "seen", "told", "gone", "taken", "vanished", "moved", "back"])
-def test_it_is_at_rest_only_if_nothing_has_happened_since_the_scan_began(what: str) -> None:
-    backlog = backlog_of(entry("due"), entry("waits", NOW + 50))
-    running = take_one(backlog)
-    assert not backlog.is_at_rest
+def test_it_misses_a_task_that_had_attempts_and_vanished_until_a_scan_has_begun() -> None:
+    backlog = backlog_of(entry("a"), entry("b"), entry("c"))
+    for _ in range(3):
+        take_one(backlog)
+    third = backlog.ended("c")
+    assert third is not None
+    backlog.vanished(third)
+    assert not backlog.is_missing_any, "a task without attempts leaves nothing behind"
+    fail(backlog, "a", NOW)
+    fail(backlog, "b", NOW)
+    backlog.gone("a")
+    assert backlog.is_missing_any
+    backlog.saw(entry("a", NOW, priority=5), NOW, told=True)
+    assert not backlog.is_missing_any, "it has come elsewhere"
+    backlog.gone("b")
+    assert backlog.finished("b")
+    assert not backlog.is_missing_any, "nobody wants to know any more"
+    backlog.gone("5/a")
     backlog.scan_begins()
-    assert backlog.unknown(["due", "waits"]) == []
-    backlog.saw(entry("waits", NOW + 50), NOW)
-    backlog.gone("nobody knows it")
-    assert backlog.is_at_rest
-    if what == "added":
-        backlog.added(entry("new"), NOW)
-    elif what == "seen":
-        backlog.saw(entry("new"), NOW)
-    elif what == "told":
-        backlog.saw(entry("waits", NOW + 60), NOW, told=True)
-    elif what == "gone":
-        backlog.gone("waits")
-    elif what == "taken":
-        assert backlog.take(1, NOW + 51, PID)
-    elif what == "moved":
-        backlog.move(entry("waits", NOW + 60), NOW + 60, NOW)
-    else:
-        backlog.ended("due")
-        if what == "back":
-            backlog.put_back(running, NOW)
-        else:
-            backlog.vanished(running)
-    assert not backlog.is_at_rest
-    backlog.scan_begins()
-    assert backlog.is_at_rest
+    assert not backlog.is_missing_any
+    assert end_scan(backlog) == ["a"]
 
 
 def test_remembered_attempts_go_on_after_a_restart() -> None:

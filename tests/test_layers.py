@@ -52,6 +52,7 @@ LAYERS: dict[str, list[list[str]]] = {
     "1b": [
         [
             "claimed",
+            "mounts",
             "privatefiles",
             "tokenfile",
             "staterows",

@@ -35,7 +35,7 @@ class Notes:
         self.changed_at: list[float] = []
         self.looked_at: list[str] = []
         self.known: set[str] = set()
-        self.at_rest = False
+        self.misses = True
 
     def scan_begins(self) -> None:
         self.begun.append(trio.current_time())
@@ -51,8 +51,8 @@ class Notes:
         return [ref for ref in refs if ref not in self.known]
 
     @property
-    def is_at_rest(self) -> bool:
-        return self.at_rest
+    def is_missing_any(self) -> bool:
+        return self.misses
 
     async def scan_ended(self) -> None:
         await trio.lowlevel.checkpoint()
@@ -274,26 +274,26 @@ async def test_a_full_look_is_taken_at_once_when_it_is_asked_for_or_something_wa
     known = store.put(new_task({"n": "1"}))
     async with scanning(store) as (scanner, notes):
         notes.known = {known.ref}
-        notes.at_rest = store.unchanged = True
+        notes.misses, store.unchanged = False, True
         if why == "asked":
             await scanner.scan_now()
         elif why == "lost":
             store.lose_events()
             await trio.sleep(2)
         else:
-            notes.at_rest = False
+            notes.misses = True
             store.unavailable = "unmounted"
             await trio.sleep(31)
             assert scanner.problem == "unmounted"
-            notes.at_rest, store.unavailable = True, None
+            notes.misses, store.unavailable = False, None
             await trio.sleep(RETRY_SECONDS + 1)
             assert scanner.problem is None
         assert notes.looked_at == [known.id]
 
 
-@pytest.mark.parametrize(("at_rest", "unchanged", "scans"), [(True, True, 1), (True, False, 3), (False, True, 3)])
+@pytest.mark.parametrize(("misses", "unchanged", "scans"), [(False, True, 1), (False, False, 3), (True, True, 3)])
 async def test_what_certainly_has_not_changed_is_not_looked_at(
-    at_rest: bool, unchanged: bool, scans: int, autojump_clock: MockClock
+    misses: bool, unchanged: bool, scans: int, autojump_clock: MockClock
 ) -> None:
     store = SlowStore()
     store.seconds = 1.0
@@ -304,7 +304,7 @@ async def test_what_certainly_has_not_changed_is_not_looked_at(
     async with trio.open_nursery() as nursery:
         await nursery.start(scanner.run_scanner)
         notes.known = {known.ref}
-        notes.at_rest, store.unchanged = at_rest, unchanged
+        notes.misses, store.unchanged = misses, unchanged
         await trio.sleep(65)
         assert len(notes.begun) == len(notes.ended) == scans
         assert times.count == 1, "only full looks are timed"

@@ -275,6 +275,69 @@ async def test_a_priority_directory_that_goes_and_comes_again_is_watched_again(t
         assert await spool.told_of(f"7/{name}") is not None
 
 
+async def test_a_priority_directory_that_is_renamed_asks_for_a_scan(tmp_path: Path) -> None:
+    async with watching(tmp_path, lambda path: (path / "5").mkdir()) as spool:
+        os.rename(spool.path / "5", spool.path / "old")
+        assert await spool.next() is None
+
+
+async def test_what_the_watch_tells_of_leaves_a_spool_unchanged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_module, "is_local", lambda fd: True)
+    async with watching(tmp_path) as spool:
+        assert await spool.store.is_unchanged()
+        name = new_name()
+        (spool.path / name).write_bytes(CONTENT)
+        assert await spool.told_of(name)
+        os.mkdir(spool.path / "5")
+        assert await spool.next() is None
+        assert await spool.store.is_unchanged()
+
+
+@pytest.mark.parametrize("how", ["moved", "replaced"])
+async def test_another_directory_is_a_change_until_a_scan_has_gone_over_to_it(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_module, "is_local", lambda fd: True)
+    async with watching(tmp_path) as spool:
+        os.rename(spool.path, spool.outside / "old")
+        if how == "replaced":
+            spool.path.mkdir()
+        assert not await spool.store.is_unchanged()
+        assert not await spool.store.is_unchanged()
+        spool.path.mkdir(exist_ok=True)
+        assert [entry async for chunk in spool.store.scan() for entry in chunk] == []
+        assert await spool.store.is_unchanged()
+
+
+@pytest.mark.parametrize("why", ["remote", "a folder is not watched", "it has ended"])
+async def test_a_watch_that_may_miss_something_is_not_relied_on(
+    why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_module, "is_local", lambda fd: why != "remote")
+    add_watch = inotify_simple.INotify.add_watch
+
+    def fail(inotify: inotify_simple.INotify, path: str, mask: int) -> int:
+        if path.endswith("/5"):
+            raise OSError(28, "no more watches")
+        return add_watch(inotify, path, mask)
+
+    monkeypatch.setattr(inotify_simple.INotify, "add_watch", fail)
+    opened = SpoolDirectory(tmp_path / "spool")
+    watch = DirectoryWatch(opened, trio.CapacityLimiter(1))
+    assert not watch.sees_all
+    async with aclosing(watch.changes()) as changes:
+        assert await anext(changes) is None
+        assert watch.sees_all is (why != "remote")
+        if why == "a folder is not watched":
+            os.mkdir(opened.absolute("5"))
+            assert await anext(changes) is None
+            assert not watch.sees_all
+    assert not watch.sees_all
+    opened.close()
+
+
 @pytest.mark.parametrize("how", ["removed", "moved"])
 async def test_a_spool_in_the_place_of_another_is_watched(how: str, tmp_path: Path) -> None:
     async with watching(tmp_path) as spool:

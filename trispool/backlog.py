@@ -53,12 +53,12 @@ class Backlog:
         self._vanished: dict[str, int] = {}
         # By ref, when a worker found it locked.
         self._locked: dict[str, float] = {}
-        self._taken_out: set[str] = set()  # by ref, since the last scan began
+        self._taken_out: set[str] = set()  # by ref, during a scan
         self._prefixes = {"": None}  # in the order in which they came
         # Scans have even numbers. A task's mark is that of the scan that saw it as it is known, or the next odd one if
         # it was put there, or told of, since that scan began.
         self._scan = 0
-        self._at_rest = False
+        self._is_scanning = False
         for task_id, known in (remembered or {}).items():
             # The frequency may have been changed since.
             due_at = known.ended_at + frequency if known.by_frequency else known.due_at
@@ -200,19 +200,24 @@ class Backlog:
         """Somebody has taken this task out of the spool, or its worker has finished it."""
         waiting = self._schedule.discard(ref)
         if waiting is not None:
-            self._at_rest = False
             self._locked.pop(ref, None)
             self._lose_sight(waiting.entry)
 
     def taken_out(self, ref: str) -> None:
         """We have taken this task out of the spool; a scan that is under way may have seen it there before."""
         self.gone(ref)
-        self._taken_out.add(ref)
+        if self._is_scanning:
+            self._taken_out.add(ref)
 
     def scan_begins(self) -> None:
         """All that waits and is neither seen nor put there from now on is gone when the scan has ended."""
         self._scan += 2
-        self._at_rest = True
+        self._is_scanning = True
+        self._taken_out.clear()
+
+    def scan_ends(self) -> None:
+        """All has been seen; `unseen` and `lost` then say what has gone."""
+        self._is_scanning = False
         self._taken_out.clear()
 
     def unknown(self, refs: Sequence[str]) -> Sequence[str]:
@@ -221,9 +226,9 @@ class Backlog:
         return [ref for ref in refs if not see(ref, scan) and ref not in running]
 
     @property
-    def is_at_rest(self) -> bool:
-        """Whether no task has come, gone, been moved or run since the last scan began."""
-        return self._at_rest
+    def is_missing_any(self) -> bool:
+        """Whether a task that has had attempts has vanished since the last scan began: the next may find it."""
+        return self._scan in self._vanished.values()
 
     def unseen(self) -> Iterator[list[str]]:
         """What the scan that has just ended did not see; for `gone`. In parts, between which the rest may change."""
@@ -274,8 +279,6 @@ class Backlog:
                 entry = entry._replace(fresh=False)
             all_running[entry.ref] = running = Running(entry, due_at, attempt, now, worker_pid)
             taken.append(running)
-        if taken:
-            self._at_rest = False
         if self._locked:
             for running in taken:
                 self._locked.pop(running.entry.ref, None)
@@ -294,7 +297,6 @@ class Backlog:
 
     def vanished(self, running: Running) -> None:
         """A task was not there any more. Its attempts are not forgotten yet: it may have been moved."""
-        self._at_rest = False
         self._lose_sight(running.entry)
 
     def finished(self, task_id: str) -> bool:
@@ -306,6 +308,7 @@ class Backlog:
         if not self._retrying or self._retrying.pop(task_id, None) is None:
             return False
         self._refs.pop(task_id, None)
+        self._vanished.pop(task_id, None)
         return True
 
     def wait_again(self, running: Running, again: RunAgain, now: float, error: str | None) -> Retrying:
@@ -377,7 +380,6 @@ class Backlog:
         task_id, ref = entry.id, entry.ref
         if ref != task_id and ref.endswith(task_id):
             self._prefixes[ref.removesuffix(task_id)] = None
-        self._at_rest = False
         is_new = self._schedule.put(entry, due_at, now, self._scan + 1)
         if self._locked:
             self._locked.pop(ref, None)

@@ -238,12 +238,13 @@ class Dispatcher:
         return self.backlog.unknown(refs)
 
     @property
-    def is_at_rest(self) -> bool:
+    def is_missing_any(self) -> bool:
         """See `trispool.scanner.Observer`."""
-        return self.backlog.is_at_rest
+        return self.backlog.is_missing_any
 
     async def scan_ended(self) -> None:
         """See `trispool.scanner.Observer`."""
+        self.backlog.scan_ends()
         for refs in self.backlog.unseen():
             for ref in refs:
                 self.backlog.gone(ref)

@@ -3,8 +3,9 @@
 Two ways, because neither is enough: the store's watch tells at once but may miss things, and a scan every `frequency`
 seconds comes late. What a scan costs depends on what can have happened:
 
-- Nothing has come, gone or run since the last one, says the store and says the observer: nothing is looked at.
-- Else what is there is compared with what is known, by its names.
+- Nothing can have come or gone unseen, says the store, and the observer misses nothing: nothing is looked at. On a
+  local file system, where the watch misses nothing, that is the rule.
+- Else what is there is compared with what is known, by its names: on NFS a file is found within `frequency`.
 - The full look misses nothing: not even that somebody has changed the time of a task, of which neither names nor, on
   some file systems, the watch can tell. A million files take it five seconds. It is always made where it takes less
   than a `FULL_SHARE`th of the time, when somebody asks for a scan, and when the watch has missed something.
@@ -65,8 +66,8 @@ class Observer(Protocol):
         ...
 
     @property
-    def is_at_rest(self) -> bool:
-        """Whether nothing has come, gone or run since the last scan began."""
+    def is_missing_any(self) -> bool:
+        """Whether a task has vanished since the last scan began, and the next one has to say if it is elsewhere."""
         ...
 
     def changed(self, changes: Sequence[Change]) -> None:
@@ -159,7 +160,7 @@ class Scanner:
                 self._full_at = began + min(LONGEST_SECONDS, FULL_SHARE * seconds)
                 if self.problem is None:
                     self._times.observe(seconds)
-            elif not (self._observer.is_at_rest and await self._store.is_unchanged()):
+            elif self._observer.is_missing_any or not await self._store.is_unchanged():
                 await self._scan_or_tell(self._store.scan(self._observer.scan_unknown))
         finally:
             self._scanned_at = trio.current_time()

@@ -148,7 +148,7 @@ class SpoolStore(Protocol):
         ...
 
     async def is_unchanged(self) -> bool:
-        """Whether certainly nothing has come or gone since the last scan, be it by us or by others. Cheap.
+        """Whether certainly nothing has come or gone since the last scan but what the watch tells of. Cheap.
 
         False if the store cannot be read now: the scan will say why.
         """

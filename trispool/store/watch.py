@@ -3,7 +3,7 @@
 inotify says when a writer has closed its file (`IN_CLOSE_WRITE`) or renamed it into place (`IN_MOVED_TO`): then it is
 whole. A name that only appeared (`IN_CREATE`) is either being written, and will be closed, or was hard-linked whole and
 will not; it is passed on as fresh. Where inotify does not work (NFS sees only its own host) or its queue overflows, the
-scan finds the rest.
+scan finds the rest; `DirectoryWatch.sees_all` says where that cannot be.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import trio
 from inotify_simple import flags
 
 from trispool import spoolfile
+from trispool.mounts import is_local
 from trispool.store import Change
 
 if TYPE_CHECKING:
@@ -79,6 +80,12 @@ class DirectoryWatch:
         self._inotify: inotify_simple.INotify | None = None
         self._waiting = trio.CancelScope()
         self._has_missed = False
+        self._has_all = False  # the folders, on a file system that tells of everything
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether nobody can put a task there, or take one away, without a change or a None being told of it."""
+        return self._has_all and self._inotify is not None and not self._inotify.closed
 
     async def changes(self) -> AsyncGenerator[Sequence[Change] | None, None]:
         """See `trispool.store.SpoolStore.watch`."""
@@ -128,12 +135,14 @@ class DirectoryWatch:
             with contextlib.suppress(OSError):  # of what has been deleted
                 inotify.rm_watch(watch)
         self._folders = {}
+        self._has_all = is_local(self._opened.fd)
         self._add(inotify, "")
         self._opened.watched()
         try:
             folders = await trio.to_thread.run_sync(self._opened.priorities, limiter=self._limiter)
         except OSError as error:
             _log.warning("not_watched", directory=self._opened.path, folder="*", error=str(error))
+            self._has_all = False
             folders = []
         for folder in folders:
             if not inotify.closed:
@@ -144,6 +153,7 @@ class DirectoryWatch:
             watch = inotify.add_watch(os.path.join(self._opened.path, folder), _WATCHED)
         except OSError as error:
             _log.warning("not_watched", directory=self._opened.path, folder=folder, error=str(error))
+            self._has_all = False
         else:
             self._folders[watch] = folder
 
@@ -178,9 +188,10 @@ class DirectoryWatch:
                 if mask & _IGNORED:
                     del self._folders[watch]
             elif mask & _ISDIR:
-                if mask & (_CREATE | _MOVED_TO) and not folder and spoolfile.is_priority_name(name) is not None:
-                    self._add(inotify, name)
-                    lost = True  # what was put there before
+                if not folder and spoolfile.is_priority_name(name) is not None:
+                    if mask & (_CREATE | _MOVED_TO):
+                        self._add(inotify, name)
+                    lost = True  # what was put there before, or has gone with it
             elif spoolfile.is_spool_name(name):
                 ref = f"{folder}/{name}" if folder else name
                 before = seen.get(ref, 0)
