@@ -231,7 +231,7 @@ def test_put_back_keeps_due_time_attempt_and_place_in_the_order() -> None:
     running = take_one(backlog)
     backlog.ended("a")
     backlog.put_back(running, NOW + 5)
-    assert backlog.oldest_ready_at() == NOW - 10
+    assert backlog.schedule.oldest_ready_at() == NOW - 10
     assert take(backlog, NOW + 5) == ["a", "b"]
     assert backlog.running["a"].attempt == 1
 
@@ -366,6 +366,44 @@ def test_what_is_taken_out_between_two_scans_is_not_noted_until_the_next() -> No
     backlog.saw(entry("b"), NOW)
     backlog.saw(entry("a"), NOW)  # it has been put back
     assert [waiting.entry.ref for waiting in waiting_in(backlog)] == ["a"]
+
+
+@pytest.mark.parametrize("is_running", [False, True])
+def test_many_that_a_scan_came_across_are_seen_as_each_by_itself(is_running: bool) -> None:
+    known = {"had attempts": Retrying("had attempts", 2, NOW + 20, False, NOW - 10, "no")}
+    seen = [
+        entry("due", number=3),
+        entry("due too", priority=5, number=2),
+        entry("later", NOW + 5),
+        entry("fresh", fresh=True),
+        entry("fresh and later", NOW + 0.5, fresh=True),
+        entry("had attempts"),
+        entry("waits", NOW + 9),
+        entry("waits", NOW + 9),
+        entry("moved", NOW + 7),
+        entry("taken out"),
+        entry("twice"),
+        entry("twice"),
+        # Made in the future: the clock has been set back.
+        entry("from the future", NOW + 9999, number=int(NOW + 9999) * 1_000_000),
+    ]
+    backlogs = []
+    for together in (False, True):
+        backlog = backlog_of(remembered=known)
+        if is_running:
+            backlog.added(entry("runs"), NOW)
+            take_one(backlog)
+        backlog.added(entry("waits", NOW + 9), NOW)
+        backlog.added(entry("moved", NOW + 8), NOW)
+        backlog.scan_begins()
+        backlog.taken_out("taken out")
+        each = backlog.saw_all(seen, NOW) if together else [item for item in seen if backlog.saw(item, NOW)]
+        new = sorted(item.ref for item in each)
+        assert end_scan(backlog) == []
+        order = [running.entry.ref for running in backlog.take(99, NOW + 10, PID)]
+        backlogs.append((new, sorted(waiting_in(backlog)), order, backlog.find("due too")))
+    assert backlogs[0][0] == sorted({item.ref for item in seen} - {"waits", "moved", "taken out"})
+    assert backlogs[0] == backlogs[1]
 
 
 def test_attempts_survive_a_move_to_another_directory() -> None:
@@ -692,6 +730,8 @@ class Machine(RuleBasedStateMachine):
     @rule(by_name=st.booleans())
     def scan_ends(self, by_name: bool) -> None:
         assert self.looked is not None
+        if not by_name:
+            self.backlog.saw_all([self.entry_of(ref, at) for ref, at in self.looked.items()], self.now)
         for ref, at in self.looked.items():
             if by_name:
                 known = self.waiting.get(ref)
@@ -699,7 +739,7 @@ class Machine(RuleBasedStateMachine):
                 assert self.backlog.unknown([ref]) == ([] if is_known else [ref])
                 if is_known:
                     continue
-            self.backlog.saw(self.entry_of(ref, at), self.now)
+                self.backlog.saw(self.entry_of(ref, at), self.now)
             self.see(ref, at, fresh=False, told=False)
         lost = end_scan(self.backlog)
         for ref in [ref for ref, known in self.waiting.items() if ref not in self.looked and not known.told]:

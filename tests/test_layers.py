@@ -37,6 +37,7 @@ LAYERS: dict[str, list[list[str]]] = {
                 "reader",
                 "spoolfile",
                 "readyqueue",
+                "record",
                 "schedule",
                 "retry",
                 "running",

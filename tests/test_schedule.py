@@ -45,6 +45,49 @@ def test_take_orders_by_priority_then_time_of_enqueuing() -> None:
     assert refs(schedule, 99, now=1) == ["p0-early", "p0-late", "p2", "p10", "p-huge", "none-first", "none-second"]
 
 
+ODD = [
+    Entry("id", "another", 0.0, None, (5, 0)),
+    Entry("y", f"{'5' * 70_000}/y", 0.0, 5, (6, 0)),
+    task("counted high", None, (7, 2**80)),
+]
+
+
+@pytest.mark.parametrize("odd", [[], ODD], ids=["plain", "odd"])
+@pytest.mark.parametrize("freed", [False, True])
+def test_many_new_tasks_wait_as_if_each_had_been_put(odd: list[Entry], freed: bool) -> None:
+    entries = [task(f"{number}", number % 3 or None, (99 - number, number)) for number in range(9)]
+    entries += [Entry("x", "7/x", 1.5, 7, (3, 4), True), *odd]
+    due_ats = [float(number % 4) for number in range(len(entries))]
+    seen = []
+    for together in (False, True):
+        schedule = Schedule()
+        if freed:
+            schedule.put(task("earlier"), due_at=0, now=1)
+            schedule.discard("earlier")
+        with schedule.noting() as noted:
+            if together:
+                _, left = schedule.put_new(entries, due_ats, 1, 7)
+                assert left == (entries if freed else odd)
+            for entry, due_at in zip(entries, due_ats, strict=True):
+                if not together or entry in left:
+                    schedule.put(entry, due_at, 1, 7)
+        marks = [schedule.mark_of(entry.ref) for entry in entries]
+        waiting = [schedule.get(entry.ref) for entry in entries]
+        counts = schedule.ready, schedule.scheduled, schedule.oldest_ready_at(), schedule.next_due()
+        seen.append((noted, marks, waiting, counts, schedule.take(99, 3)))
+    assert seen[0] == seen[1]
+
+
+def test_of_many_new_tasks_those_that_wait_are_left_as_they_are() -> None:
+    schedule = Schedule()
+    schedule.put(task("a"), due_at=5, now=1)
+    put, left = schedule.put_new([task("b"), task("a"), task("b"), task("c")], [1, 1, 1, 9], 1)
+    assert [entry.ref for entry in put] == ["b", "c"]
+    assert [entry.ref for entry in left] == ["a", "b"]
+    assert (schedule.ready, schedule.scheduled) == (1, 2)
+    assert refs(schedule, 9, now=5) == ["a", "b"]
+
+
 def test_take_counts_what_it_leaves() -> None:
     schedule = Schedule()
     for number in range(5):

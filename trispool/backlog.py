@@ -97,21 +97,12 @@ class Backlog:
         """What waits, to be looked through; it is changed here only."""
         return self._schedule
 
-    def oldest_ready_at(self) -> float | None:
-        """Since when the task is due that became ready first, Unix seconds."""
-        return self._schedule.oldest_ready_at()
-
     def next_due(self) -> float | None:
         """When the next task becomes due, Unix seconds."""
         return self._schedule.next_due()
 
     def look(self, now: float, limit: int | None = None) -> int:
-        """How many tasks are due at `now`.
-
-        Args:
-            now: Unix seconds.
-            limit: How many to find out of at most; if there are more, `next_due` is not later than `now`.
-        """
+        """How many tasks are due at `now`; see `Schedule.look`."""
         return self._schedule.look(now, limit)
 
     def find(self, task_id: str) -> Waiting | Running | None:
@@ -184,6 +175,26 @@ class Backlog:
         self._put(entry, due_at, now)
         return is_new
 
+    def saw_all(self, entries: Sequence[Entry], now: float) -> Sequence[Entry]:
+        """`saw` for what a scan has come across; returns those that were not known."""
+        if self._running or self._taken_out or not entries or entries[0].ref in self._schedule:
+            return [entry for entry in entries if self.saw(entry, now)]
+        # Most likely none of them is known. Then what `saw` does comes down to this.
+        retrying, due_ats, made_before = self._retrying, [], now * 1e6
+        special = [entry for entry in entries if entry.id in retrying] if retrying else []
+        plain = [entry for entry in entries if entry.id not in retrying] if special else entries
+        for task_id, ref, at, _, order, fresh in plain:
+            due_at = at if at <= now or order[0] < made_before else due_of_file(at, order, now)
+            due_ats.append(max(due_at, now + SETTLE_SECONDS) if fresh else due_at)
+            if ref is not task_id:
+                self._note_prefix(task_id, ref)
+        put, left = self._schedule.put_new(plain, due_ats, now, self._scan + 1)
+        return [*put, *(entry for entry in (*left, *special) if self.saw(entry, now))]
+
+    def _note_prefix(self, task_id: str, ref: str) -> None:
+        if ref != task_id and ref.endswith(task_id):
+            self._prefixes[ref.removesuffix(task_id)] = None
+
     def _running_elsewhere(self, task_id: str) -> Running | None:
         for prefix in self._prefixes:
             if running := self._running.get(prefix + task_id):
@@ -246,11 +257,7 @@ class Backlog:
             yield [task_id for task_id in part if self._vanished.get(task_id, self._scan) < self._scan]
 
     def forget_lost(self, lost: Iterable[str]) -> list[str]:
-        """Forget the attempts of those of these tasks that have not come meanwhile.
-
-        Returns:
-            Which.
-        """
+        """Forget the attempts of those of these tasks that have not come meanwhile; returns which."""
         lost = [task_id for task_id in lost if task_id in self._vanished]
         for task_id in lost:
             del self._vanished[task_id]
@@ -300,11 +307,7 @@ class Backlog:
         self._lose_sight(running.entry)
 
     def finished(self, task_id: str) -> bool:
-        """The task will not run again.
-
-        Returns:
-            Whether it had earlier attempts, which are now forgotten.
-        """
+        """The task will not run again; returns whether it had earlier attempts, which are now forgotten."""
         if not self._retrying or self._retrying.pop(task_id, None) is None:
             return False
         self._refs.pop(task_id, None)
@@ -312,11 +315,7 @@ class Backlog:
         return True
 
     def wait_again(self, running: Running, again: RunAgain, now: float, error: str | None) -> Retrying:
-        """A task whose attempt has ended waits for the next one.
-
-        Returns:
-            What is to be remembered of it.
-        """
+        """A task whose attempt has ended waits for the next one; returns what is to be remembered of it."""
         entry, due_at, by_frequency = self.as_it_is(running), again.due_at, again.by_frequency
         if entry.at != running.entry.at:
             due_at, by_frequency = entry.at, False
@@ -350,11 +349,7 @@ class Backlog:
     # What an operator does
 
     def move(self, entry: Entry, due_at: float, now: float) -> Retrying | None:
-        """A waiting task, as it is now, is due at `due_at`, whatever it had to wait for.
-
-        Returns:
-            What is to be remembered of it, if it has had attempts.
-        """
+        """A waiting task, as it is now, is due at `due_at`; returns what is to be remembered if it has had attempts."""
         if (running := self._running.get(entry.ref)) is not None:
             running.moved_at = entry.at if entry.at != running.entry.at else None
             return None
@@ -378,8 +373,7 @@ class Backlog:
     def _put(self, entry: Entry, due_at: float, now: float) -> bool:
         """Let a task wait; returns whether it did not."""
         task_id, ref = entry.id, entry.ref
-        if ref != task_id and ref.endswith(task_id):
-            self._prefixes[ref.removesuffix(task_id)] = None
+        self._note_prefix(task_id, ref)
         is_new = self._schedule.put(entry, due_at, now, self._scan + 1)
         if self._locked:
             self._locked.pop(ref, None)

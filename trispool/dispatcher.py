@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -50,7 +49,6 @@ ENQUEUE_SECONDS: Final = 30.0
 LOOK_AT_ONCE: Final = 500
 """Tasks that are found due in one go, some 2 ms: a hundred thousand may have been asked for at midnight."""
 
-_order: Final = attrgetter("order")
 _log = structlog.get_logger()
 
 
@@ -226,12 +224,11 @@ class Dispatcher:
 
     def scan_saw(self, entries: Sequence[Entry]) -> None:
         """See `trispool.scanner.Observer`."""
-        now = self._clock()
-        # In the order in which they may run: what is taken together then lies together in memory.
-        new = [entry for entry in sorted(entries, key=_order) if self.backlog.saw(entry, now)]
-        if new and self._scanned:
-            self._watcher.enqueued(new)
-        self._wake.set()
+        new = self.backlog.saw_all(entries, self._clock())
+        if self._scanned:  # before, nothing is started
+            if new:
+                self._watcher.enqueued(new)
+            self._wake.set()
 
     def scan_unknown(self, refs: Sequence[str]) -> Sequence[str]:
         """See `trispool.scanner.Observer`."""

@@ -259,7 +259,7 @@ class LiveSpool:
             running=len(backlog.running),
             retrying=backlog.retrying,
             dead=self.store.dead_count,
-            oldest_ready_at=backlog.oldest_ready_at(),
+            oldest_ready_at=backlog.schedule.oldest_ready_at(),
             finished={code: count for code, count in self._dispatcher.counts.items() if code != "dead"},
             workers=pool.workers,
             problem=self._problem(pool.problem),

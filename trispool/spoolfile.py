@@ -152,7 +152,7 @@ def order_of(name: str, fallback_mtime: float) -> tuple[int, int]:
         fallback_mtime: Its mtime, Unix seconds, for a name that does not tell.
     """
     try:
-        _, _, counter, _, seconds, microseconds = name.rsplit("_", 5)
+        _, counter, _, seconds, microseconds = name.rsplit("_", 4)
     except ValueError:
         return int(fallback_mtime * 1_000_000), 0
     digits = counter + seconds + microseconds

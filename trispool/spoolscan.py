@@ -34,8 +34,9 @@ __all__ = [
 SETTLE_SECONDS: Final = 1.0
 """A file that appeared by itself and was not closed by its writer is left alone this long (a link, a slow copy)."""
 
-SCAN_CHUNK: Final = 512
-"""Files looked at (about 4 µs each) before a scan hands over what it found; to take that in costs about 2 µs each."""
+SCAN_CHUNK: Final = 1024
+"""Files looked at (about 5 µs each) before a scan hands over what it found; to take that in costs the loop 1.6 µs each.
+To hand over costs 0.3 ms."""
 
 NAMES_CHUNK: Final = 512
 """Files of which only the names are read (about 0.6 µs each)."""
