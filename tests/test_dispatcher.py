@@ -198,6 +198,29 @@ settled = trio.testing.wait_all_tasks_blocked
 # What starts when
 
 
+@pytest.mark.parametrize("how", ["handed out", "none is due", "paused"])
+async def test_it_has_caught_up_when_nothing_that_the_first_scan_found_due_can_be_handed_out(
+    how: str, autojump_clock: MockClock
+) -> None:
+    store = MemoryStore()
+    if how != "none is due":
+        store.put(task())
+    async with dispatching(store=store, scanned=False) as rig:
+        with trio.move_on_after(1) as early:
+            await rig.dispatcher.wait_caught_up()
+        assert early.cancelled_caught, "nothing is known yet"
+        if how == "paused":
+            rig.dispatcher.pause()
+        await rig.scan()
+        if how == "handed out":
+            with trio.move_on_after(1) as early:
+                await rig.dispatcher.wait_caught_up()
+            assert early.cancelled_caught, "there is no worker"
+            rig.worker()
+        with trio.fail_after(1):
+            await rig.dispatcher.wait_caught_up()
+
+
 async def test_due_tasks_start_by_priority_then_by_time_of_enqueuing(autojump_clock: MockClock) -> None:
     async with dispatching() as rig:
         ids = await rig.add(task(), task(priority=10), task(priority=2), task(), task(priority=10))

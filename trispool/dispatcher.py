@@ -89,6 +89,7 @@ class Dispatcher:
         self._scanned = False
         self._paused = False
         self._draining = False
+        self._caught_up = trio.Event()
         self._watcher = watcher or Unwatched()
         self._aftermath = Aftermath(self.backlog, store, history, settings, clock, self._watcher)
 
@@ -108,6 +109,10 @@ class Dispatcher:
     def scanned(self) -> bool:
         """Whether the first scan has ended; nothing is started before."""
         return self._scanned
+
+    async def wait_caught_up(self) -> None:
+        """Until what the first scan found due has been handed to workers, or must not be."""
+        await self._caught_up.wait()
 
     def pause(self) -> None:
         """Start no more tasks; those that run go on."""
@@ -314,8 +319,12 @@ class Dispatcher:
             self._wake = trio.Event()
             await self.settle()
             now = await self._find_due()
-            if self._scanned and not self._paused and not self._draining:
-                await self._hand_out(now)
+            if self._scanned:
+                may_start = not self._paused and not self._draining
+                if may_start:
+                    await self._hand_out(now)
+                if not may_start or not self.backlog.ready:
+                    self._caught_up.set()
 
     async def settle(self) -> None:
         """Tell the store what the workers' reports mean for it; what a cancelled call leaves, the next one does."""

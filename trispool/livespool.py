@@ -150,6 +150,10 @@ class LiveSpool:
         """Look for tasks that others bring, until cancelled. Started when the first scan has been made."""
         await self._scanner.run_scanner(task_status=task_status)
 
+    async def wait_caught_up(self) -> None:
+        """See `Dispatcher.wait_caught_up`."""
+        await self._dispatcher.wait_caught_up()
+
     async def drain(self, deadline: float) -> None:
         """Start nothing more, let what runs finish until the deadline (on Trio's clock), and end the workers."""
         self._dispatcher.drain()

@@ -48,6 +48,9 @@ __all__ = ["run", "serve"]
 MAX_BODIES: Final = 4
 """Of the largest size, in memory at once."""
 
+TASKS_FIRST_SECONDS: Final = 1.0
+"""For so long, at most, what waited for the service to start has the processors to itself before HTTP is loaded."""
+
 HTTP_GRACE_SECONDS: Final = 2.0
 """For answers that are under way when everything else has ended."""
 
@@ -118,6 +121,9 @@ async def serve(config: Config, *, task_status: trio.TaskStatus[Bound] = trio.TA
                     async with trio.open_nursery() as faces:
                         await faces.start(control.bulk_runs.run_bulk)
                         sockets = await _start_faces(config, control, reports, spools, faces)
+                        with trio.move_on_after(TASKS_FIRST_SECONDS):
+                            for spool in spools:
+                                await spool.wait_caught_up()
                         await trio.to_thread.run_sync(_import_admin)
                         serve_http = functools.partial(
                             _serve_http, config, control, requests, tokens, listening, stop_http
@@ -160,7 +166,7 @@ async def _open_spools(config: Config, stack: contextlib.AsyncExitStack) -> list
 
 
 def _import_admin() -> None:
-    """Load what HTTP needs, a third of all imports: the workers start meanwhile, and the first tasks run."""
+    """Load what HTTP needs, a third of all imports."""
     import trispool.admin  # noqa: F401
 
 
