@@ -277,6 +277,8 @@ async def test_a_priority_directory_that_goes_and_comes_again_is_watched_again(t
 
 async def test_a_priority_directory_that_is_renamed_asks_for_a_scan(tmp_path: Path) -> None:
     async with watching(tmp_path, lambda path: (path / "5").mkdir()) as spool:
+        os.utime(spool.path / "5")
+        await spool.nothing_but()
         os.rename(spool.path / "5", spool.path / "old")
         assert await spool.next() is None
 

@@ -36,6 +36,7 @@ READ_BYTES: Final = 32 * 1024
 _CREATE: Final = int(flags.CREATE)
 _CLOSE_WRITE: Final = int(flags.CLOSE_WRITE)
 _MOVED_TO: Final = int(flags.MOVED_TO)
+_MOVED_FROM: Final = int(flags.MOVED_FROM)
 _DELETE: Final = int(flags.DELETE)
 _GONE: Final = int(flags.DELETE | flags.MOVED_FROM)
 _WHOLE: Final = int(flags.CLOSE_WRITE | flags.MOVED_TO)
@@ -188,7 +189,8 @@ class DirectoryWatch:
                 if mask & _IGNORED:
                     del self._folders[watch]
             elif mask & _ISDIR:
-                if not folder and spoolfile.is_priority_name(name) is not None:
+                came_or_left = mask & (_CREATE | _MOVED_TO | _MOVED_FROM)
+                if came_or_left and not folder and spoolfile.is_priority_name(name) is not None:
                     if mask & (_CREATE | _MOVED_TO):
                         self._add(inotify, name)
                     lost = True  # what was put there before, or has gone with it
