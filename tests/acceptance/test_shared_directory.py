@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -91,9 +91,16 @@ def test_each_task_runs_exactly_once_when_both_work_on_one_directory(tmp_path: P
                 service.socket = theirs if number % 2 else ours
                 assert service.send({"n": str(number)}) == SPOOLED
             service.wait_until(lambda: not waiting(tmp_path), "all run")
+            told: list[dict[str, Any]] = []
+
+            def all_have_told() -> bool:
+                told.extend(message for message in telling.all_so_far() if message["event"] == "note")
+                return len(told) >= 1500
+
+            # What has come to us just now may have no file yet.
+            service.wait_until(all_have_told, "all tell")
             service.socket = ours
             pids = {worker["pid"] for worker in service.status()["workers"]}
-            told = [message for message in telling.all_so_far() if message["event"] == "note"]
             assert Counter(message["n"] for message in told) == {str(number): 1 for number in range(1500)}
             by_us = sum(message["pid"] in pids for message in told)
             assert 0 < by_us < 1500, "one of the two did nothing"
