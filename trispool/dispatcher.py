@@ -352,7 +352,7 @@ class Dispatcher:
             # others rather than behind them: then more have come, and all are handed over in one go.
             free = sorted(
                 (item for item in self._workers if item.room > 0 and (not item.in_hand or ready >= item.worth)),
-                key=attrgetter("in_hand"),
+                key=lambda worker: worker.in_hand,
             )
             if not free:
                 return
