@@ -6,9 +6,15 @@ zygote, so that it answers after 50 ms and runs tasks after 200. A quarter of it
 
 from __future__ import annotations
 
+import contextlib
 import enum
+import itertools
+import os
 import shutil
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from random import Random
 from typing import TYPE_CHECKING, Final
 
 from tests.faults import zygote
@@ -19,7 +25,6 @@ from tests.faults.load import Answer, Load
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from random import Random
 
 LIFE_SECONDS: Final = 0.1
 """How long a service lives on average once tasks run."""
@@ -46,6 +51,9 @@ class Target(enum.Enum):
 SHARES: Final = {Target.SERVICE: 1500, Target.WORKER: 3250, Target.ALL: 250}
 """Moments at scale 1, for each durability: 10,000 in all."""
 
+ROUNDS_AT_ONCE: Final = os.cpu_count() or 1
+"""Each has a spool of its own, and waits for much of its time."""
+
 A_ROUND: Final = {Target.SERVICE: 40, Target.WORKER: 100, Target.ALL: 40}
 """Moments in a round."""
 
@@ -61,29 +69,52 @@ class Kills:
 
     def run(self, scale: float, folder: Path, random: Random) -> list[Outcome]:
         """See `tests.faults.figures.Scenario`."""
-        outcomes = []
-        number = 0
-        with zygote.opened() as parent:
-            for durability in "os", "fsync":
-                for target in Target:
-                    left = moments = max(1, round(SHARES[target] * scale))
-                    verdict = Verdict()
-                    while left:
-                        kills = min(left, A_ROUND[target])
-                        left -= kills
-                        number += 1
-                        # Both of the loops that a worker may have.
-                        life = Life(parent, folder / str(number), durability, with_async=number % 2 == 0)
-                        verdict.add(play(life, target, kills, random))
-                        # The last one is left to be looked at, if it broke a promise.
-                        if not verdict.violations:
-                            shutil.rmtree(life.place.folder)
-                    outcomes.append(
-                        Outcome(
-                            f"{target.value}, durability {durability}", moments, verdict.figures(), verdict.violations
-                        )
-                    )
+        rows = [
+            (durability, target, max(1, round(SHARES[target] * scale)))
+            for durability in ("os", "fsync")
+            for target in Target
+        ]
+        with contextlib.ExitStack() as stack, ThreadPoolExecutor(ROUNDS_AT_ONCE) as pool:
+            parents = [stack.enter_context(zygote.opened()) for _ in range(ROUNDS_AT_ONCE)]
+            numbers = itertools.count(1)
+
+            def play_one(number: int, durability: str, target: Target, kills: int, chance: Random) -> Verdict:
+                parent = parents.pop()
+                try:
+                    # Both of the loops that a worker may have.
+                    life = Life(parent, folder / str(number), durability, with_async=number % 2 == 0)
+                    verdict = play(life, target, kills, chance)
+                    # One that broke a promise is left to be looked at.
+                    if not verdict.violations:
+                        shutil.rmtree(life.place.folder)
+                    return verdict
+                finally:
+                    parents.append(parent)
+
+            rounds = [
+                [
+                    pool.submit(play_one, next(numbers), durability, target, kills, Random(random.random()))
+                    for kills in _rounds(moments, A_ROUND[target])
+                ]
+                for durability, target, moments in rows
+            ]
+            outcomes = []
+            for (durability, target, moments), played in zip(rows, rounds, strict=True):
+                verdict = Verdict()
+                for one in played:
+                    try:
+                        verdict.add(one.result())
+                    except BaseException:
+                        pool.shutdown(cancel_futures=True)
+                        raise
+                name = f"{target.value}, durability {durability}"
+                print(f"{name}: {verdict.figures()}", file=sys.stderr)
+                outcomes.append(Outcome(name, moments, verdict.figures(), verdict.violations))
         return outcomes
+
+
+def _rounds(moments: int, most: int) -> list[int]:
+    return [min(most, moments - start) for start in range(0, moments, most)]
 
 
 def play(life: Life, target: Target, kills: int, random: Random) -> Verdict:
