@@ -26,7 +26,8 @@ import structlog.testing
 import trio
 
 from tests.fake_control import FakeControl
-from trispool.admin import Accounts, AdminSettings, Role, ServerLimits, create_app, serve_admin
+from trispool import memory
+from trispool.admin import Accounts, AdminSettings, Role, ServerLimits, connection, create_app, serve_admin
 from trispool.admin.connection import SPARE_NEW_SECONDS, SPARE_SECONDS, Crowd
 from trispool.errors import ConfigError
 
@@ -489,6 +490,23 @@ async def test_connection_over_the_limit_is_told_so() -> None:
         await members[0].aclose()
         await trio.testing.wait_all_tasks_blocked()
         assert (await server.ask(request("GET", "/healthz", b"", "Connection: close")))[0] == 200
+
+
+def test_memory_is_given_back_when_half_of_many_have_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    trimmed: list[int] = []
+    monkeypatch.setattr(memory, "trim", lambda: trimmed.append(1))
+    monkeypatch.setattr(connection, "TRIM_FROM", 4)
+    crowd = Crowd(ServerLimits())
+    with contextlib.ExitStack() as few:
+        for _ in range(3):
+            few.enter_context(crowd.member())
+    assert not trimmed
+    with contextlib.ExitStack() as first, contextlib.ExitStack() as second:
+        for stack in (first, first, second, second):
+            stack.enter_context(crowd.member())
+        first.close()
+        assert len(trimmed) == 1
+    assert len(trimmed) == 1
 
 
 async def test_one_connection_too_many_ends_the_one_that_was_idle_the_longest(

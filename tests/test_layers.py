@@ -53,6 +53,7 @@ LAYERS: dict[str, list[list[str]]] = {
     "1b": [
         [
             "claimed",
+            "memory",
             "mounts",
             "privatefiles",
             "tokenfile",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trispool import room
+from trispool import memory, room
 from trispool.room import Room
 
 
@@ -83,7 +83,7 @@ def test_all_are_woken_when_it_is_busy_no_more(small: Room) -> None:
 
 def test_memory_is_given_back_when_much_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     trimmed: list[int] = []
-    monkeypatch.setattr(room, "_malloc_trim", lambda: trimmed.append)
+    monkeypatch.setattr(memory, "trim", lambda: trimmed.append(1))
     monkeypatch.setattr(room, "TRIM_BYTES", 100)
     watched = Room(largest_body=10)
     for more, times in ((100, 0), (1, 1), (-100, 1), (100, 1), (-101, 2), (1, 2)):

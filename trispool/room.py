@@ -11,11 +11,9 @@ eighth of it more, which Python keeps ready for bytes that grow; and `TRIM_BYTES
 
 from __future__ import annotations
 
-import ctypes
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final, Protocol
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from trispool import memory
 
 __all__ = ["Member", "Room"]
 
@@ -28,7 +26,7 @@ disk that writes 20 MB/s, and every task three times (log, database, file). A fa
 which it costs little that there are more commits."""
 
 TRIM_BYTES: Final = 32 * 1024 * 1024
-"""When so much more or less is held than was, memory that is not used is given back, which takes 2 ms."""
+"""When so much more or less is held than was, memory that is not used is given back."""
 
 
 class Member(Protocol):
@@ -60,7 +58,6 @@ class Room:
     def __init__(self, largest_body: int) -> None:
         self._most = max(HELD_BYTES, 4 * largest_body)
         self._members: list[Member] = []
-        self._trim = _malloc_trim()
         self._trimmed_at = 0
         self.held = 0
         self.under_way = 0
@@ -78,10 +75,8 @@ class Room:
         """So many bytes more of incomplete requests are held; negative: less."""
         self.held += more
         if abs(self.held - self._trimmed_at) > TRIM_BYTES:
-            # By itself glibc gives back hardly more than what lies at the end of its heap: 1,500 slow clients with
-            # 240 MB took 430, and left 300 behind.
             self._trimmed_at = self.held
-            self._trim(0)
+            memory.trim()
 
     def free(self) -> None:
         """Refuse incomplete requests until no more is held than may be. The listener that holds most begins."""
@@ -102,12 +97,3 @@ class Room:
         if was_busy and not self.is_busy:
             for member in self._members:
                 member.wake()
-
-
-def _malloc_trim() -> Callable[[int], object]:
-    """malloc_trim(3); where there is none, the allocator gives back what it likes."""
-    try:
-        trim: Callable[[int], object] = ctypes.CDLL(None).malloc_trim
-    except (OSError, AttributeError):
-        return lambda _: None
-    return trim
