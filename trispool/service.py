@@ -91,8 +91,11 @@ def run(config: Config) -> int:
     _raise_descriptor_limit()
     try:
         trio.run(serve, config)
-    except* ConfigError as group:
-        raise ConfigError([problem for error in _leaves(group) for problem in error.problems]) from None
+    except BaseExceptionGroup as group:  # not except*: what is raised in that comes out in a group again in 3.11.2
+        known, others = group.split(ConfigError)
+        if known is None or others is not None:
+            raise
+        raise ConfigError([problem for error in _leaves(known) for problem in error.problems]) from None
     return 0
 
 
