@@ -1,13 +1,13 @@
 """One thread that does what it is given, in order.
 
 For the writer of a database, which every task waits for. With `trio.to_thread.run_sync` and a limiter it takes two
-turns of the loop until the caller goes on; here the thread rings a bell, an eventfd, that the caller itself waits for.
+turns of the loop until the caller goes on; here the thread rings a bell, a socket, that the caller itself waits for.
 """
 
 from __future__ import annotations
 
-import os
 import queue
+import socket
 import threading
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,10 +27,10 @@ class _Job:
 
     __slots__ = ("_bell", "_lock", "result", "work")
 
-    def __init__(self, work: Callable[[], Any], bell: int) -> None:
+    def __init__(self, work: Callable[[], Any], bell: socket.socket) -> None:
         self.work = work
         self.result: outcome.Outcome[Any] | None = None
-        self._bell: int | None = bell
+        self._bell: socket.socket | None = bell
         self._lock = threading.Lock()
 
     def run(self) -> None:
@@ -39,7 +39,7 @@ class _Job:
         with self._lock:
             self.result = result
             if self._bell is not None:
-                os.eventfd_write(self._bell, 1)
+                self._bell.send(b"\0")
 
     def abandon(self) -> None:
         """Nobody waits any more; the bell is not rung from now on."""
@@ -54,7 +54,7 @@ class WriteThread:
         self._name = name
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._bells: list[int] = []  # that nobody waits for
+        self._bells: list[tuple[socket.socket, socket.socket]] = []  # that nobody waits for
 
     async def run_sync(self, work: Callable[[], T], *, abandon: bool = False) -> T:
         """Do something there; once it has been given it is done, whatever becomes of the caller.
@@ -71,19 +71,20 @@ class WriteThread:
             # A daemon, as Trio's own: a disk that never answers must not keep the process.
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
-        bell = self._bells.pop() if self._bells else os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        job = _Job(work, bell)
+        ours, theirs = self._bells.pop() if self._bells else socket.socketpair()
+        job = _Job(work, theirs)
         self._jobs.put(job)
         try:
             # No deadline: as with Trio's threads, what cannot be interrupted is waited for.
             with trio.CancelScope(shield=not abandon):
-                await trio.lowlevel.wait_readable(bell)
-            os.eventfd_read(bell)
+                await trio.lowlevel.wait_readable(ours)
+            ours.recv(1)
         except BaseException:
             job.abandon()
-            os.close(bell)
+            ours.close()
+            theirs.close()
             raise
-        self._bells.append(bell)
+        self._bells.append((ours, theirs))
         assert job.result is not None
         result: T = job.result.unwrap()
         return result
@@ -94,8 +95,10 @@ class WriteThread:
             self._jobs.put(None)
             self._thread = None
             self._jobs = queue.SimpleQueue()
-        while self._bells:
-            os.close(self._bells.pop())
+        for bell in self._bells:
+            for end in bell:
+                end.close()
+        self._bells.clear()
 
     def _run(self) -> None:
         jobs = self._jobs
