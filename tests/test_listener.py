@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import structlog.testing
 import trio
+import trio.lowlevel
 import trio.testing
 
 from tests.listener_support import (
@@ -30,11 +31,13 @@ from tests.listener_support import (
 from trispool import intake, pollset, room
 from trispool.connection import Connection
 from trispool.errors import SpoolUnavailable, TaskRefused, TrispoolError
+from trispool.listener import serve_listener
 from trispool.packet import ANSWER_REFUSED, ANSWER_SPOOLED, PONG, decode_vars, encode_packet
 from trispool.settings import ListenSettings
 from trispool.task import Accepted, NewTask
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from trispool.listener import Listener
@@ -264,6 +267,59 @@ async def test_each_task_has_its_own_result(settings: ListenSettings, enqueue: F
         statistics = listener.statistics()
     assert statistics.refused == {"unavailable": 1, "no_spool": 1}
     assert (statistics.requests, statistics.spooled) == (4, 2)
+
+
+async def test_a_flood_of_refused_tasks_lets_others_have_their_turn(settings: ListenSettings) -> None:
+    async def refuse(tasks: Sequence[NewTask]) -> list[TrispoolError]:
+        return [TaskRefused("no")] * len(tasks)  # without any checkpoint
+
+    turns: list[int] = []
+
+    async def count() -> None:
+        while True:
+            turns.append(1)
+            await trio.lowlevel.checkpoint()
+
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            listener = await nursery.start(serve_listener, settings, refuse)
+            with contextlib.ExitStack() as stack:
+                clients = [stack.enter_context(connected(listener, packet() * 400)) for _ in range(20)]
+                nursery.start_soon(count)
+                for client in clients:
+                    await exactly(client, 4 * 400)
+            assert len(turns) > 20
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_listener_that_is_always_busy_can_be_stopped(settings: ListenSettings) -> None:
+    kept = 0
+
+    async def keep(tasks: Sequence[NewTask]) -> list[Accepted]:
+        nonlocal kept
+        kept += len(tasks)
+        with trio.CancelScope(shield=True):
+            await trio.lowlevel.checkpoint()
+        return [Accepted("x", "default", None)] * len(tasks)
+
+    async def flood(listener: Listener) -> None:
+        with contextlib.suppress(trio.BrokenResourceError, AssertionError), connected(listener) as client:
+            while kept < 100_000:
+                await client.send_all(packet() * 100)
+                await exactly(client, 4 * 100)
+
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            async with trio.open_nursery() as serving:
+                listener = await serving.start(serve_listener, settings, keep)
+                for _ in range(30):
+                    nursery.start_soon(flood, listener)
+                while kept < 5_000:
+                    await trio.lowlevel.checkpoint()
+                serving.cancel_scope.cancel()
+            at_stop = kept
+            nursery.cancel_scope.cancel()
+    assert at_stop < 50_000
 
 
 async def test_a_burst_is_refused_when_enqueue_refuses_it_as_a_whole(

@@ -157,6 +157,7 @@ class Listener:
         nursery.start_soon(self._stand_by, nursery, relief)
         connections = self._connections
         while True:
+            await trio.lowlevel.checkpoint_if_cancelled()  # a commit is shielded, and to look is no checkpoint
             # First the slot, then the reading: what has been read whole is never given up while it waits for a slot.
             try:
                 self._slots.acquire_nowait()
@@ -198,6 +199,8 @@ class Listener:
                 except TrispoolError as error:
                     results = [error] * len(tasks)
                 self._connections.answer(burst, results, trio.current_time())
+                if all(isinstance(result, TrispoolError) for result in results):
+                    await trio.lowlevel.checkpoint()  # to refuse may take no turn of the loop, and more may have come
             finally:
                 self._commits.discard(scope)
                 self._slots.release()

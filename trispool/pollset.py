@@ -361,6 +361,7 @@ class PollSet:
             connection.has_waited = True
             self._postponed.append(connection)
         connection.since = None  # it is not slow
+        self._open.has_progressed(connection)
 
     def refuse_oldest(self) -> bool:
         """See `OpenConnections.refuse_oldest`."""

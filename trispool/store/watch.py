@@ -181,6 +181,7 @@ class DirectoryWatch:
             elif folder is None:
                 if mask & _Q_OVERFLOW:
                     lost = True
+                    self._has_all = False  # a priority directory may have come, which is then not watched
                     self._opened.watched()
             elif not name:
                 # About the folder itself. A spool that was moved has to be looked for. (Of one that was removed nothing
