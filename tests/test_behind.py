@@ -238,6 +238,22 @@ async def test_two_calls_with_one_name_at_the_same_time_keep_one_task(path: Path
         assert ids_of_rows(path) == [name]
 
 
+async def test_who_is_refused_a_name_does_not_let_others_have_it(path: Path, never: None) -> None:
+    name = new_name()[0]
+    results: list[Entry | TrispoolError] = []
+
+    async def enqueue(store: DirectoryStore) -> None:
+        results.extend(await store.add([named(name)]))
+
+    async with opened_behind(path) as (store, ledger):
+        async with trio.open_nursery() as nursery, ledger._flushing:  # no commit ends meanwhile
+            for _ in range(3):
+                nursery.start_soon(enqueue, store)
+                await trio.testing.wait_all_tasks_blocked(0.05)
+        assert [isinstance(result, Entry) for result in results].count(True) == 1
+        assert ids_of_rows(path) == [name]
+
+
 async def test_where_there_is_no_room_a_call_waits_until_some_have_been_written_out(
     path: Path, never: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -201,6 +201,7 @@ class WriteBehind:
             taken = await self._reserve(named) if named else set()
         except SpoolUnavailable as unavailable:
             return [unavailable] * len(tasks)
+        reserved = named - taken
         try:
             results: list[Entry | TrispoolError] = []
             kept: list[Kept] = []
@@ -222,7 +223,7 @@ class WriteBehind:
             if not call.done.is_set():
                 await call.done.wait()
         finally:
-            self._named -= named
+            self._named -= reserved
         error = call.error
         return results if error is None else [_unless_refused(result, error) for result in results]
 
