@@ -47,20 +47,19 @@ class Pace:
     @property
     def ahead(self) -> int:
         """How many tasks a sync worker should have in hand."""
-        if self.seconds is None:
-            return 1
-        if self.seconds * MAX_AHEAD <= AHEAD_SECONDS:
-            return MAX_AHEAD
-        return max(1, int(AHEAD_SECONDS / self.seconds))
+        return self._tasks_in(AHEAD_SECONDS, MAX_AHEAD)
 
     @property
     def worth(self) -> int:
         """Fewer tasks neither go behind others into a sync worker's hand nor are shared out among several."""
+        return self._tasks_in(WORTH_SECONDS, MAX_WORTH)
+
+    def _tasks_in(self, seconds: float, most: int) -> int:
         if self.seconds is None:
             return 1
-        if self.seconds * MAX_WORTH <= WORTH_SECONDS:
-            return MAX_WORTH
-        return max(1, int(WORTH_SECONDS / self.seconds))
+        if self.seconds * most <= seconds:
+            return most
+        return max(1, int(seconds / self.seconds))
 
     def is_too_much(self, count: int) -> bool:
         """Whether a sync worker should not have so many tasks in hand, now that this is known."""

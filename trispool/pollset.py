@@ -170,11 +170,7 @@ class PollSet:
             if time.perf_counter() >= self._ends_at:
                 break
         while ready and self._ends_at:
-            connection = ready.popleft()
-            if connection.phase is _READING:
-                self._receive(connection, burst)
-            else:
-                self._serve_ready(connection, burst)
+            self._serve_ready(ready.popleft(), burst)
             if time.perf_counter() >= self._ends_at:
                 break
         # One at least, however many others there are.
@@ -254,10 +250,10 @@ class PollSet:
 
     def _serve_ready(self, connection: Connection, burst: list[Turn]) -> None:
         phase = connection.phase
-        if phase is Phase.BUFFERED:
-            self._advance(connection, burst)
-        elif phase is Phase.READING:
+        if phase is _READING:
             self._receive(connection, burst)
+        elif phase is Phase.BUFFERED:
+            self._advance(connection, burst)
         elif phase is Phase.WRITING:
             if self._open.is_too_slow(connection, 0):
                 self._open.time_out(connection)

@@ -52,7 +52,6 @@ class Room:
     Attributes:
         held: Bytes of incomplete requests.
         under_way: Bytes of whole requests that are not yet kept.
-        is_busy: Whether so much is under way that large requests have to wait.
     """
 
     def __init__(self, largest_body: int) -> None:
@@ -61,7 +60,11 @@ class Room:
         self._trimmed_at = 0
         self.held = 0
         self.under_way = 0
-        self.is_busy = False
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether so much is under way that large requests have to wait."""
+        return self.under_way >= UNDER_WAY_BYTES
 
     def enter(self, member: Member) -> None:
         """One more listener."""
@@ -88,12 +91,11 @@ class Room:
     def take(self, size: int) -> None:
         """So many bytes are whole, and to be kept."""
         self.under_way += size
-        self.is_busy = self.under_way >= UNDER_WAY_BYTES
 
     def give_back(self, size: int) -> None:
         """So many bytes are kept, or will not be."""
         was_busy = self.is_busy
-        self.take(-size)
+        self.under_way -= size
         if was_busy and not self.is_busy:
             for member in self._members:
                 member.wake()

@@ -165,7 +165,7 @@ class WriteBehind:
         self._named: set[str] = set()  # by whoever enqueues them, and on their way into the database
         self._work = trio.Event()
         self._is_committing = False
-        self._has_committed = trio.Event()
+        self._committed = trio.lowlevel.ParkingLot()
 
     @property
     def problem(self) -> str | None:
@@ -273,7 +273,7 @@ class WriteBehind:
                 self._work = trio.Event()
                 while self._calls:
                     if self._is_committing:
-                        await self._has_committed.wait()
+                        await self._committed.park()
                     else:
                         await self._commit_some()
         finally:
@@ -284,7 +284,7 @@ class WriteBehind:
     async def committed(self) -> None:
         """Return when no commit is under way."""
         while self._is_committing:
-            await self._has_committed.wait()
+            await self._committed.park()
 
     async def _commit_some(self) -> None:
         count, size, number = 0, 0, 0
@@ -318,8 +318,7 @@ class WriteBehind:
             self._outgoing.expect()
         finally:
             self._is_committing = False
-            self._has_committed.set()
-            self._has_committed = trio.Event()
+            self._committed.unpark_all()
             if self._calls:
                 self._work.set()
         self._answer(calls, error)
