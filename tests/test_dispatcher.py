@@ -65,7 +65,7 @@ class FakeWorker:
         capacity: How many tasks it takes at once.
         answer: Called with each claim: a code, which it reports at once, or None to keep the task.
         handlers: What it says of its handlers.
-        worth: Fewer are not worth being given to it behind others, nor to be shared with it.
+        fewest: Fewer are not worth being given to it behind others, nor to be shared with it.
     """
 
     def __init__(
@@ -75,11 +75,11 @@ class FakeWorker:
         capacity: int = 1,
         answer: Callable[[Claim], str | None] = lambda claim: None,
         handlers: Mapping[str, Mapping[str, Any]] | None = None,
-        worth: int = 1,
+        fewest: int = 1,
     ) -> None:
         self.pid = pid
         self.capacity = capacity
-        self.worth = worth
+        self.fewest = fewest
         self.handlers = handlers or {}
         self.hand: dict[str, Claim] = {}
         self.alive = True
@@ -427,7 +427,7 @@ async def test_what_is_due_is_shared_out_and_no_room_is_left_empty(
 
 async def test_few_quick_tasks_wait_for_the_end_of_others_and_are_given_together(autojump_clock: MockClock) -> None:
     async with dispatching() as rig:
-        worker = rig.worker(capacity=9, worth=3)
+        worker = rig.worker(capacity=9, fewest=3)
         for given in (1, 1, 1, 4):
             await rig.add(task())
             await settled()
@@ -447,7 +447,7 @@ async def test_few_quick_tasks_are_not_shared_out(autojump_clock: MockClock) -> 
     async with dispatching() as rig:
         rig.dispatcher.pause()
         await rig.add(*[task() for _ in range(10)])
-        workers = [rig.worker(number, 64, worth=7) for number in range(3)]
+        workers = [rig.worker(number, 64, fewest=7) for number in range(3)]
         rig.dispatcher.resume()
         await settled()
         assert [worker.in_hand for worker in workers] == [7, 3, 0]

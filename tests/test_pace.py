@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trispool.pace import MAX_AHEAD, MAX_WORTH, Pace
+from trispool.pace import MAX_AHEAD, MAX_FEWEST, Pace
 
 
 def test_one_task_is_handed_over_when_nothing_is_known() -> None:
@@ -22,13 +22,13 @@ def test_two_milliseconds_of_work_are_handed_over_when_the_time_is_known(seconds
 
 
 @pytest.mark.parametrize(
-    ("seconds", "worth"), [(0.0, MAX_WORTH), (1e-6, MAX_WORTH), (2e-5, 25), (0.0003, 1), (60.0, 1)]
+    ("seconds", "fewest"), [(0.0, MAX_FEWEST), (1e-6, MAX_FEWEST), (2e-5, 25), (0.0003, 1), (60.0, 1)]
 )
-def test_half_a_millisecond_of_work_is_worth_a_frame(seconds: float, worth: int) -> None:
+def test_half_a_millisecond_of_work_is_worth_a_frame(seconds: float, fewest: int) -> None:
     pace = Pace()
-    assert pace.worth == 1
+    assert pace.fewest == 1
     pace.measured(seconds * 10, 10)
-    assert pace.worth == worth
+    assert pace.fewest == fewest
 
 
 def test_one_task_is_handed_over_when_one_in_a_thousand_takes_long() -> None:

@@ -351,7 +351,7 @@ class Dispatcher:
             # Idle workers first: a task given behind another one waits for it. And few quick ones wait for the end of
             # others rather than behind them: then more have come, and all are handed over in one go.
             free = sorted(
-                (item for item in self._workers if item.room > 0 and (not item.in_hand or ready >= item.worth)),
+                (item for item in self._workers if item.room > 0 and (not item.in_hand or ready >= item.fewest)),
                 key=lambda worker: worker.in_hand,
             )
             if not free:
@@ -359,7 +359,7 @@ class Dispatcher:
             for number, worker in enumerate(free):
                 # What came back meanwhile must have come back to the store before it is claimed again.
                 await self.settle()
-                share = max(worker.worth, -(-self.backlog.ready // (len(free) - number)))
+                share = max(worker.fewest, -(-self.backlog.ready // (len(free) - number)))
                 await self._give(worker, self.backlog.take(min(worker.room, share), now, worker.pid))
             # Is there more? One may have had room for more than its share, and another not for its.
 

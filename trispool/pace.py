@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["LONGEST_AHEAD_SECONDS", "MAX_AHEAD", "MAX_BATCH", "MAX_WORTH", "Pace"]
+__all__ = ["LONGEST_AHEAD_SECONDS", "MAX_AHEAD", "MAX_BATCH", "MAX_FEWEST", "Pace"]
 
 MAX_BATCH: Final = 256
 """Tasks in one frame. Each frame costs the service and the worker 0.2 ms or more, most of it to go from the one to the
@@ -17,12 +17,12 @@ AHEAD_SECONDS: Final = 0.002
 """A sync worker is given work for so long ahead, by what handlers took lately. More would make nothing quicker and let
 tasks wait behind others."""
 
-WORTH_SECONDS: Final = 0.0005
+LEAST_SECONDS: Final = 0.0005
 """Less work than this neither waits behind other work nor is shared out. To hand over and to hear the end of it costs
 the service 0.1 ms, and as much again where it wakes a worker on another processor."""
 
-MAX_WORTH: Final = 64
-"""So many tasks are worth that, however quick they are."""
+MAX_FEWEST: Final = 64
+"""So many tasks are never too few for either, however quick they are."""
 
 LONGEST_AHEAD_SECONDS: Final = 0.02
 """If handlers are found to be slower than was thought, what a worker has in hand for longer is taken back."""
@@ -50,9 +50,9 @@ class Pace:
         return self._tasks_in(AHEAD_SECONDS, MAX_AHEAD)
 
     @property
-    def worth(self) -> int:
+    def fewest(self) -> int:
         """Fewer tasks neither go behind others into a sync worker's hand nor are shared out among several."""
-        return self._tasks_in(WORTH_SECONDS, MAX_WORTH)
+        return self._tasks_in(LEAST_SECONDS, MAX_FEWEST)
 
     def _tasks_in(self, seconds: float, most: int) -> int:
         if self.seconds is None:

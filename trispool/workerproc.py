@@ -140,9 +140,9 @@ class WorkerProcess:
         return len(self._hand.tasks)
 
     @property
-    def worth(self) -> int:
+    def fewest(self) -> int:
         """See `trispool.workforce.Worker`."""
-        return 1 if self.is_async else self._pace.worth
+        return 1 if self.is_async else self._pace.fewest
 
     def give(self, claims: Sequence[Claim], attempts: Sequence[int]) -> None:
         """Hand over tasks, to be run in this order. Never blocks.

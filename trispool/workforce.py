@@ -102,7 +102,7 @@ class Worker(Protocol):
         ...
 
     @property
-    def worth(self) -> int:
+    def fewest(self) -> int:
         """Fewer are not worth being given to it behind others, nor to be shared with it."""
         ...
 
