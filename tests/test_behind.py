@@ -25,6 +25,7 @@ from trispool.packet import new_task
 from trispool.spooldir import SpoolDirectory
 from trispool.spoolwriter import new_name
 from trispool.store import behind as behind_module
+from trispool.store import commits as commits_module
 from trispool.store import incoming as incoming_module
 from trispool.store import outgoing as outgoing_module
 from trispool.store.directory import DirectoryStore, open_directory_store
@@ -1016,8 +1017,154 @@ async def test_a_call_that_is_cancelled_before_its_commit_is_kept_all_the_same(p
         assert ids_of_rows(path) == await seen(store)
 
 
+# A disk that hangs
+
+
+class Hanging:
+    """A step of the disk that does not end before it is let go on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, target: Any, name: str) -> None:
+        self.begun = trio.Event()
+        self.go_on = threading.Event()
+        token = trio.lowlevel.current_trio_token()
+        real = getattr(target, name)
+
+        def hang(*args: Any, **options: Any) -> Any:
+            token.run_sync_soon(self.begun.set)
+            assert self.go_on.wait(20)
+            return real(*args, **options)
+
+        monkeypatch.setattr(target, name, hang)
+
+    async def give_up(self, store: DirectoryStore, item: NewTask) -> None:
+        """Enqueue while it hangs, and go."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.add, [item])
+            await self.begun.wait()
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+
+
+async def test_whose_commit_hangs_can_go_and_the_task_is_looked_for_when_it_has_been_kept(
+    path: Path, never: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, other = new_name()[0], new_name()[0]
+    async with opened_behind(path) as (store, _), aclosing(store.watch()) as watch, trio.open_nursery() as nursery:
+        assert await anext(watch) is None
+        disk = Hanging(monkeypatch, LedgerFile, "write")
+        await disk.give_up(store, named(name))
+        assert ids_of_rows(path) == await seen(store) == []
+        (again,) = await store.add([named(name)])
+        assert isinstance(again, TaskRefused)
+        nursery.start_soon(add, store, named(other))  # waits its turn
+        await trio.testing.wait_all_tasks_blocked()
+        disk.go_on.set()
+        assert await anext(watch) is None
+        assert name in await seen(store)
+        await until(lambda: ids_of_rows(path) == [name, other])
+        assert await seen(store) == sorted([name, other])
+
+
+async def test_a_commit_that_its_caller_has_left_and_that_fails_is_nobodys(
+    path: Path, never: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = new_name()[0]
+
+    def fail(connection: sqlite3.Connection, change: Any) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    async with opened_behind(path) as (store, _):
+        with monkeypatch.context() as patched:
+            patched.setattr(incomingfile, "apply", fail)
+            disk = Hanging(patched, LedgerFile, "write")
+            await disk.give_up(store, named(name))
+            disk.go_on.set()
+            await until(lambda: store.problem is not None)
+        assert await seen(store) == []
+        await add(store, named(name))
+        assert ids_of_rows(path) == await seen(store) == [name]
+
+
+async def test_who_meets_a_damaged_database_on_a_disk_that_then_hangs_can_go(
+    path: Path, never: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened_behind(path) as (store, _):
+        (before,) = await add(store, task(1))
+        damage(path)
+        disk = Hanging(monkeypatch, LedgerFile, "set_aside")
+        await disk.give_up(store, task(2))
+        disk.go_on.set()
+        await until(lambda: len(ids_of_rows(path)) == 2)
+        assert before.id in ids_of_rows(path)
+        assert ids_of_rows(path) == await seen(store)
+
+
+async def test_who_asks_for_a_name_on_a_disk_that_hangs_can_go(
+    path: Path, never: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = new_name()[0]
+    async with opened_behind(path) as (store, _):
+        with monkeypatch.context() as patched:
+            disk = Hanging(patched, SpoolDirectory, "present")
+            await disk.give_up(store, named(name))
+            disk.go_on.set()
+        await add(store, named(name))
+
+
+async def test_who_goes_in_the_moment_of_the_answer_has_its_task_looked_for(
+    path: Path, never: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scope = trio.CancelScope()
+    real = commits_module.Commits._answer
+
+    def answer(self: Any, calls: Any, error: Any) -> None:
+        scope.cancel()
+        real(self, calls, error)
+
+    monkeypatch.setattr(commits_module.Commits, "_answer", answer)
+    async with opened_behind(path) as (store, ledger), aclosing(store.watch()) as watch:
+        assert await anext(watch) is None
+
+        async def enqueue() -> None:
+            with scope:
+                await store.add([task(2)])
+
+        async with trio.open_nursery() as nursery, ledger._flushing:
+            nursery.start_soon(add, store, task(1))
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(enqueue)
+            await trio.testing.wait_all_tasks_blocked()
+        assert scope.cancelled_caught
+        assert await anext(watch) is None
+        await until(lambda: len(ids_of_rows(path)) == 2)
+
+
+async def test_a_commit_that_hangs_does_not_keep_the_service_from_ending(
+    path: Path, never: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(behind_module, "CLOSE_SECONDS", 0.01)
+    monkeypatch.setattr("trispool.ledger.FLUSH_SECONDS", 0.01)
+    async with opened_behind(path) as (store, _):
+        disk = Hanging(monkeypatch, LedgerFile, "write")
+        await disk.give_up(store, task(1))
+    disk.go_on.set()
+
+
+async def test_a_file_that_is_written_when_its_caller_has_gone_is_looked_for(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with trio.fail_after(20):
+        async with open_directory_store(str(path), fsync=False) as store, aclosing(store.watch()) as watch:
+            assert await anext(watch) is None
+            disk = Hanging(monkeypatch, SpoolDirectory, "add")
+            await disk.give_up(store, task(1))
+            disk.go_on.set()
+            assert await anext(watch) is None
+            assert await seen(store) == files(path) != []
+
+
 async def test_what_waits_when_it_closes_is_refused(path: Path, never: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(behind_module, "MAX_CALLS", 2)
+    monkeypatch.setattr(commits_module, "MAX_CALLS", 2)
     results: dict[int, Entry | TrispoolError] = {}
     async with trio.open_nursery() as nursery, opened_behind(path) as (store, ledger):
 
@@ -1029,7 +1176,7 @@ async def test_what_waits_when_it_closes_is_refused(path: Path, never: None, mon
                 nursery.start_soon(add_one, number)
                 await trio.testing.wait_all_tasks_blocked()
             assert store._behind is not None
-            assert len(store._behind._calls) == 2
+            assert len(store._behind._commits) == 2
             assert results == {}
     # Those that waited for a commit, and those that waited to be let in.
     assert sorted(results) == [0, 1, 2, 3]

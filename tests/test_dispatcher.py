@@ -977,6 +977,19 @@ async def test_an_enqueue_does_not_wait_for_ever(autojump_clock: MockClock) -> N
         assert all(isinstance(result, SpoolUnavailable) for result in results)
 
 
+async def test_what_is_kept_at_the_last_moment_is_scheduled_all_of_it(autojump_clock: MockClock) -> None:
+    class LateAdd(MemoryStore):
+        async def add(self, tasks: Sequence[NewTask]) -> Sequence[Entry | TrispoolError]:
+            results = await super().add(tasks)
+            autojump_clock.jump(ENQUEUE_SECONDS)
+            return results
+
+    async with dispatching(store=LateAdd()) as rig:
+        results = await rig.dispatcher.enqueue([task()] * 1200)
+        assert all(isinstance(result, Entry) for result in results)
+        assert len(rig.dispatcher.backlog.schedule) == 1200
+
+
 async def test_what_the_store_refuses_is_told_and_not_scheduled(autojump_clock: MockClock) -> None:
     async with dispatching() as rig:
         rig.store.unavailable = "read-only"

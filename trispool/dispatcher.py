@@ -145,7 +145,8 @@ class Dispatcher:
                 if self.backlog.added(entry, now) or not self._scanned:
                     new.append(entry)
                 if not number % LOOK_AT_ONCE:
-                    await trio.lowlevel.checkpoint()
+                    with trio.CancelScope(shield=True):  # no deadline, as they are kept: nothing is waited for
+                        await trio.lowlevel.checkpoint()
             self._watcher.enqueued(new)
             self._wake.set()
             return results

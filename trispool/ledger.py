@@ -28,12 +28,12 @@ import trio
 from trispool import spoolfile
 from trispool.errors import SpoolUnavailable
 from trispool.incomingfile import IncomingChange
-from trispool.ledgerfile import LedgerFile, Replaced
+from trispool.ledgerfile import LedgerFile, Replaced, Taken
 from trispool.ledgersearch import HISTORY, history, last_runs, search
 from trispool.sqlitefile import Damaged
 from trispool.tally import LedgerStatistics
 from trispool.task import AttemptRow
-from trispool.writethread import WriteThread
+from trispool.writethread import Begun, Job, WriteThread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -98,7 +98,8 @@ class Ledger:
         self._removed: list[int] = []
         self._work = trio.Event()
         # One flush at a time: what was recorded later must not be written before what is written again after an error.
-        self._flushing = trio.Lock()
+        # It is no lock, as who ends a transaction need not be who has begun it.
+        self._flushing = trio.Semaphore(1)
         self._writer = WriteThread("trispool writes")
         self._read_limiter = trio.CapacityLimiter(1)
         self._has_failed = False  # what was to be written is given back
@@ -144,6 +145,29 @@ class Ledger:
             raise SpoolUnavailable(f"{self._path} cannot be opened: {error}") from error
         return self._file.generation
 
+    async def begin(self, added: Sequence[IncomingRow], *, generation: int, durable: bool) -> Begun:
+        """Begin to `commit` rows: somebody has to see to the end of it."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            self._flushing.acquire_nowait()
+        except trio.WouldBlock:
+            await self._flushing.acquire()
+        job, taken = self._begin(added, generation, durable=durable)
+
+        async def end() -> None:
+            error = await self._end(job, taken)
+            if error is None:
+                self._incoming.update((row.task, row.seq) for row in added)
+                return
+            if not isinstance(error, Replaced):
+                # What has failed may be found to have been written all the same. Before it is tried again, with the
+                # same numbers, and not after that: see `_has_failed`.
+                self._removed.extend(row.seq for row in added)
+                raise SpoolUnavailable(f"the task could not be written: {error}") from error
+            raise error
+
+        return Begun(job, end)
+
     async def commit(self, added: Sequence[IncomingRow], *, generation: int, durable: bool) -> None:
         """Add rows to the table `incoming`, all or none, together with what else has to be written.
 
@@ -156,22 +180,7 @@ class Ledger:
             Replaced: They have not been added, since it is another database now.
             SpoolUnavailable: They have not been added.
         """
-        try:
-            self._flushing.acquire_nowait()
-        except trio.WouldBlock:
-            await self._flushing.acquire()
-        try:
-            error = await self._write(added, generation, durable=durable)
-        finally:
-            self._flushing.release()
-        if isinstance(error, Replaced):
-            raise error
-        if error is not None:
-            # What has failed may be found to have been written all the same. Before it is tried again, with the same
-            # numbers, and not after that: see `_has_failed`.
-            self._removed.extend(row.seq for row in added)
-            raise SpoolUnavailable(f"the task could not be written: {error}") from error
-        self._incoming.update((row.task, row.seq) for row in added)
+        await (await self.begin(added, generation=generation, durable=durable)).end()
 
     def remove(self, task_id: str) -> None:
         """The task is finished, or has a file: its row, if it has one, leaves the table soon."""
@@ -310,17 +319,11 @@ class Ledger:
 
     async def _flush(self, *, abandon: bool = False) -> bool:
         """Write all that has been recorded; False if it has to be tried again."""
-        async with self._flushing:
-            return await self._write((), self._file.generation, durable=False, abandon=abandon) is None
+        await self._flushing.acquire()
+        return await self._end(*self._begin((), self._file.generation, durable=False), abandon=abandon) is None
 
-    async def _write(
-        self, added: Sequence[IncomingRow], generation: int, *, durable: bool, abandon: bool = False
-    ) -> Exception | None:
-        """Write these rows and, unless it is little, all that has been recorded.
-
-        Returns:
-            Why nothing of it has been written, and the rest has to be tried again; or None.
-        """
+    def _begin(self, added: Sequence[IncomingRow], generation: int, *, durable: bool) -> tuple[Job[int] | None, Taken]:
+        """Have these rows written and, unless it is little, all that has been recorded; None: there is nothing."""
         rows, retrying, removed = list[AttemptRow](), dict[str, "Retrying | None"](), list[int]()
         much = len(self._rows) >= CARRIED_ROWS or len(self._removed) >= CARRIED_ROWS
         if not added or much or self._has_failed:
@@ -328,51 +331,55 @@ class Ledger:
             retrying, self._retrying = self._retrying, retrying
             removed, self._removed = self._removed, removed
             self._taken_at, self._has_failed = trio.current_time(), False
+        taken = Taken(rows, retrying, removed, trio.current_time())
         if not rows and not retrying and not removed and not added:
-            return None
+            return None, taken
         incoming = IncomingChange(added, removed, durable, generation) if added or removed else None
+        return self._writer.begin(lambda: self._file.write(rows, retrying, incoming)), taken
 
-        def write() -> int:
-            return self._file.write(rows, retrying, incoming)
-
+    async def _end(self, job: Job[int] | None, taken: Taken, *, abandon: bool = False) -> Exception | None:
+        """Wait for what has been begun; gives why nothing of it has been written and it has to be tried again."""
         try:
-            began = trio.current_time()
+            if job is None:
+                return None
             try:
-                unfit = await self._writer.run_sync(write, abandon=abandon)
+                unfit = await self._writer.result(job, abandon=abandon)
             except Damaged as error:
                 await self._begin_anew(error)
-                unfit = await self._writer.run_sync(write, abandon=abandon)
+                unfit = await self._writer.run_sync(job.work, abandon=abandon)
         except Replaced as error:
-            self._take_back(rows, retrying, removed)
+            self._take_back(taken)
             return error
         except (sqlite3.Error, OSError, Damaged) as error:
             self.statistics.failed_commits += 1
             if str(error) != self._complaint:
                 self._complaint = str(error)
-                _log.error("history_not_written", path=self._path, rows=len(rows), error=self._complaint)
-            self._take_back(rows, retrying, removed)
+                _log.error("history_not_written", path=self._path, rows=len(taken.rows), error=self._complaint)
+            self._take_back(taken)
             return error
         except trio.Cancelled:
-            # Before the thread had begun: nothing is lost, the last flush takes it.
-            self._take_back(rows, retrying, removed)
+            # Nothing is lost, the last flush takes it.
+            self._take_back(taken)
             raise
+        finally:
+            self._flushing.release()
         if self._complaint:
             self._complaint = ""
             _log.info("history_is_written_again", path=self._path)
         self._is_dropping = False
-        self.statistics.commits.observe(trio.current_time() - began)
-        self.statistics.written += len(rows) - unfit
+        self.statistics.commits.observe(trio.current_time() - taken.began)
+        self.statistics.written += len(taken.rows) - unfit
         if unfit:
             self._drop(unfit, "SQLite would not take them")
         return None
 
-    def _take_back(self, rows: list[AttemptRow], retrying: dict[str, Retrying | None], removed: list[int]) -> None:
+    def _take_back(self, taken: Taken) -> None:
         room = max(0, MAX_PENDING - len(self._rows))
-        if len(rows) > room:
-            self._drop(len(rows) - room, "the disk takes no more")
-        self._rows = rows[:room] + self._rows
-        self._retrying = retrying | self._retrying
-        self._removed += removed
+        if len(taken.rows) > room:
+            self._drop(len(taken.rows) - room, "the disk takes no more")
+        self._rows = taken.rows[:room] + self._rows
+        self._retrying = taken.retrying | self._retrying
+        self._removed += taken.removed
         self._has_failed = True
         self._work.set()
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from itertools import chain, groupby
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from trispool import incomingfile, ledgerschema
 from trispool.manyrows import in_parts, statement
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from trispool.incomingfile import IncomingChange, IncomingRow
 
-__all__ = ["LedgerFile", "Replaced"]
+__all__ = ["LedgerFile", "Replaced", "Taken"]
 
 PRUNE_ROWS: Final = 5_000
 """Rows deleted in one transaction, some 20 ms: the next batch of new rows waits no longer."""
@@ -55,6 +55,15 @@ T = TypeVar("T")
 
 class Replaced(Exception):
     """There is another file by that name now, or none."""
+
+
+class Taken(NamedTuple):
+    """What had been recorded and is being written, since `began` (on Trio's clock)."""
+
+    rows: list[AttemptRow]
+    retrying: dict[str, Retrying | None]
+    removed: list[int]
+    began: float
 
 
 class LedgerFile(SqliteFile):

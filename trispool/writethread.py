@@ -9,29 +9,39 @@ from __future__ import annotations
 import queue
 import socket
 import threading
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import outcome
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
-__all__ = ["WriteThread"]
+__all__ = ["Begun", "Job", "WriteThread"]
 
 T = TypeVar("T")
 
 
-class _Job:
-    """What is to be done, and the bell of who waits for it."""
+class Job(Generic[T]):
+    """What is to be done, and the bell of who waits for it. Made by `WriteThread.begin`."""
 
-    __slots__ = ("_bell", "_lock", "result", "work")
+    __slots__ = ("_bell", "_lock", "ours", "result", "work")
 
-    def __init__(self, work: Callable[[], Any], bell: socket.socket) -> None:
+    def __init__(self, work: Callable[[], T], ours: socket.socket, bell: socket.socket) -> None:
         self.work = work
-        self.result: outcome.Outcome[Any] | None = None
+        self.ours = ours
+        self.result: outcome.Outcome[T] | None = None
         self._bell: socket.socket | None = bell
         self._lock = threading.Lock()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it has been done and has raised something."""
+        return isinstance(self.result, outcome.Error)
+
+    async def wait(self) -> None:
+        """Return when it has been done. Who is cancelled meanwhile may leave that to another, one at a time."""
+        await trio.lowlevel.wait_readable(self.ours)
 
     def run(self) -> None:
         """In the thread."""
@@ -41,10 +51,49 @@ class _Job:
             if self._bell is not None:
                 self._bell.send(b"\0")
 
+    def heard(self) -> tuple[socket.socket, socket.socket]:
+        """It has been waited for; gives the bell back."""
+        assert self._bell is not None
+        self.ours.recv(1)
+        return self.ours, self._bell
+
     def abandon(self) -> None:
         """Nobody waits any more; the bell is not rung from now on."""
         with self._lock:
-            self._bell = None
+            if self._bell is not None:
+                self._bell.close()
+                self._bell = None
+        self.ours.close()
+
+
+class Begun:
+    """See `trispool.store.tenure.Begun`.
+
+    Args:
+        job: What the thread was given.
+        end: Does what is left to do.
+    """
+
+    __slots__ = ("_job", "end")
+
+    def __init__(self, job: Job[Any] | None, end: Callable[[], Awaitable[None]]) -> None:
+        self._job = job
+        self.end = end
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it is known that it has not gone well so far."""
+        return self._job is not None and self._job.has_failed
+
+    async def wait(self) -> None:
+        """Return when the thread has done it."""
+        if self._job is not None:
+            await self._job.wait()
+
+    def abandon(self) -> None:
+        """Nobody will see to the end of it."""
+        if self._job is not None:
+            self._job.abandon()
 
 
 class WriteThread:
@@ -52,7 +101,7 @@ class WriteThread:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Job[Any] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._bells: list[tuple[socket.socket, socket.socket]] = []  # that nobody waits for
 
@@ -67,27 +116,31 @@ class WriteThread:
             What it returns; what it raises is raised.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
+        return await self.result(self.begin(work), abandon=abandon)
+
+    def begin(self, work: Callable[[], T]) -> Job[T]:
+        """The same in two steps: give it to the thread. Somebody then has to ask for the `result`."""
         if self._thread is None:
             # A daemon, as Trio's own: a disk that never answers must not keep the process.
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
-        ours, theirs = self._bells.pop() if self._bells else socket.socketpair()
-        job = _Job(work, theirs)
+        job = Job(work, *(self._bells.pop() if self._bells else socket.socketpair()))
         self._jobs.put(job)
+        return job
+
+    async def result(self, job: Job[T], *, abandon: bool = False) -> T:
+        """What came of a job; see `run_sync`."""
         try:
-            # No deadline: as with Trio's threads, what cannot be interrupted is waited for.
-            with trio.CancelScope(shield=not abandon):
-                await trio.lowlevel.wait_readable(ours)
-            ours.recv(1)
+            if job.result is None:
+                # No deadline: as with Trio's threads, what cannot be interrupted is waited for.
+                with trio.CancelScope(shield=not abandon):
+                    await job.wait()
+            self._bells.append(job.heard())
         except BaseException:
             job.abandon()
-            ours.close()
-            theirs.close()
             raise
-        self._bells.append((ours, theirs))
         assert job.result is not None
-        result: T = job.result.unwrap()
-        return result
+        return job.result.unwrap()
 
     def close(self) -> None:
         """Let the thread end when it has done what it has been given. Another job begins another thread."""

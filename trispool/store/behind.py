@@ -11,7 +11,7 @@ Rules it keeps:
    task is in the database or has a file, at every moment; for the moment in which it is both, its file is locked.
 2. One service uses the table at a time (`trispool.store.tenure`). For any other, and where others run what is put here,
    every task gets its file before it is acknowledged.
-3. All tasks of one call of `add` are in one transaction.
+3. All tasks of one call of `add` are in one transaction (`trispool.store.commits`).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from trispool import spoolfile
 from trispool.errors import SpoolUnavailable, TaskRefused, TrispoolError
 from trispool.incomingfile import IncomingRow
 from trispool.spoolwriter import new_names
+from trispool.store.commits import Call, Commits, closing
 from trispool.store.incoming import MAX_BYTES, Incoming, Kept, entry_of_row
 from trispool.store.outgoing import Outgoing
 from trispool.store.tenure import Tenure
@@ -48,14 +49,8 @@ LATEST_AT: Final = 2**31 - 1
 """A task for later than this, Unix seconds (2038), is too: not every file system can hold such a time, and whether it
 can has to be told when the task is enqueued."""
 
-MAX_COMMIT: Final = 10_000
-"""Tasks in one transaction, or those of one call. With more, the first would wait longer than it saves."""
-
 AT_A_STRETCH: Final = 500
 """Tasks, some 3 ms, before others have their turn."""
-
-MAX_CALLS: Final = 4096
-"""Calls of `add` that may wait; further ones wait to be let in."""
 
 CLOSE_SECONDS: Final = 10.0
 """What cannot be written out in this time at the end is found by the next start."""
@@ -81,7 +76,8 @@ async def open_write_behind(
         accepts: Whether to keep new tasks here, or only to write out what a crash has left.
         fsync: Whether what is kept has to be on disk, here or as a file.
         recovered: Called when there are tasks that have to be looked for: those that a service which has ended has
-            left, and those that could not be claimed because they took too long to leave.
+            left, those that could not be claimed because they took too long to leave, and those that were kept when
+            their caller had gone.
 
     Raises:
         OSError: What a crash has left cannot be read.
@@ -94,7 +90,8 @@ async def open_write_behind(
 
     tenure = Tenure(opened, database, rows, fsync=fsync, recovered=they_wait)
     outgoing = Outgoing(opened, database, rows, tenure, recovered)
-    behind = WriteBehind(database, rows, tenure, outgoing, accepts=accepts)
+    commits = Commits(rows, tenure, outgoing, recovered, accepts=accepts)
+    behind = WriteBehind(database, rows, tenure, outgoing, commits)
     try:
         await tenure.open()
     except SpoolUnavailable as error:
@@ -110,13 +107,13 @@ async def open_write_behind(
             if accepts or rows:
                 nursery.start_soon(tenure.run_tenure)
             nursery.start_soon(outgoing.run_outgoing)
-            nursery.start_soon(behind.run_commits)
+            nursery.start_soon(commits.run_commits)
             try:
                 yield behind
             finally:
                 nursery.cancel_scope.cancel()
         with trio.move_on_after(CLOSE_SECONDS, shield=True):
-            await behind.committed()
+            await commits.committed()
             await outgoing.write_all()
             # There is no later commit, and what has ended would run again.
             while not await tenure.commit_removals():  # noqa: ASYNC110 # a disk tells nobody
@@ -125,18 +122,6 @@ async def open_write_behind(
             _log.warning("tasks_left_in_the_database", directory=opened.path, tasks=len(rows))
     finally:
         tenure.close()
-
-
-class _Call:
-    """One call of `add`, and what became of it."""
-
-    __slots__ = ("done", "error", "kept", "size")
-
-    def __init__(self, kept: list[Kept]) -> None:
-        self.kept = kept
-        self.size = sum(item.size for item in kept)
-        self.error: SpoolUnavailable | None = None
-        self.done = trio.Event()
 
 
 class WriteBehind:
@@ -152,20 +137,14 @@ class WriteBehind:
         rows: Incoming,
         tenure: Tenure,
         outgoing: Outgoing,
-        *,
-        accepts: bool,
+        commits: Commits,
     ) -> None:
         self.rows = rows
         self.as_file = outgoing.as_file
         self._database = database
         self._tenure = tenure
         self._outgoing = outgoing
-        self._accepts = accepts
-        self._calls: list[_Call] = []
-        self._named: set[str] = set()  # by whoever enqueues them, and on their way into the database
-        self._work = trio.Event()
-        self._is_committing = False
-        self._committed = trio.lowlevel.ParkingLot()
+        self._commits = commits
 
     @property
     def problem(self) -> str | None:
@@ -177,7 +156,7 @@ class WriteBehind:
     @property
     def accepts(self) -> bool:
         """Whether tasks can be kept here now."""
-        return self._accepts and self._tenure.is_ours
+        return self._commits.is_open and self._tenure.is_ours
 
     def takes(self, tasks: Sequence[NewTask]) -> bool:
         """Whether these are to be kept here."""
@@ -191,11 +170,11 @@ class WriteBehind:
         return size <= (MAX_BYTES if len(tasks) > 1 else LARGE_BODY + len(tasks[0].payload))
 
     async def add(self, tasks: Sequence[NewTask]) -> list[Entry | TrispoolError]:
-        """See `SpoolStore.add`. Where there is no room it is waited for: to write files would not be quicker."""
-        while len(self._calls) >= MAX_CALLS and self._accepts:
-            await self._outgoing.left.park()
-        if not self._accepts:
-            return [_closing()] * len(tasks)
+        """See `SpoolStore.add`."""
+        commits = self._commits
+        await commits.let_in()
+        if not commits.is_open:
+            return [closing()] * len(tasks)
         named = {task.id for task in tasks if task.id is not None}
         try:
             taken = await self._reserve(named) if named else set()
@@ -211,20 +190,13 @@ class WriteBehind:
                 self._prepare(tasks[start : start + AT_A_STRETCH], taken, kept, results)
             if not kept:
                 return results
-            if not self._accepts:  # it has been closed meanwhile, and nobody would answer
-                return [_unless_refused(result, _closing()) for result in results]
-            call = _Call(kept)
-            self._calls.append(call)
-            if self._is_committing or len(self._calls) > 1 or not self.rows.has_room(len(kept), call.size):
-                self._work.set()
-            else:
-                # Nobody is before it: to have it done by `run_commits` would take two more turns of the loop.
-                await self._commit_some()
-            if not call.done.is_set():
-                await call.done.wait()
+            if not commits.is_open:  # it has been closed meanwhile, and nobody would answer
+                return [_unless_refused(result, closing()) for result in results]
+            call = Call(kept, reserved)
+            reserved = set()
         finally:
-            self._named -= reserved
-        error = call.error
+            commits.named -= reserved
+        error = await commits.commit(call)
         return results if error is None else [_unless_refused(result, error) for result in results]
 
     async def _reserve(self, names: Collection[str]) -> set[str]:
@@ -236,13 +208,13 @@ class WriteBehind:
         Raises:
             SpoolUnavailable: That cannot be found out.
         """
-        taken = {name for name in names if name in self._named or name in self.rows}
+        taken = {name for name in names if name in self._commits.named or name in self.rows}
         reserved = set(names) - taken
-        self._named |= reserved
+        self._commits.named |= reserved
         try:
             return taken | await self._tenure.with_files(list(reserved))
         except BaseException:
-            self._named -= reserved
+            self._commits.named -= reserved
             raise
 
     def _prepare(
@@ -265,78 +237,6 @@ class WriteBehind:
             kept.append(item)
             results.append(item.entry)
 
-    async def run_commits(self) -> None:
-        """Commit what `add` was given and does not commit itself, until cancelled."""
-        try:
-            while True:
-                await self._work.wait()
-                self._work = trio.Event()
-                while self._calls:
-                    if self._is_committing:
-                        await self._committed.park()
-                    else:
-                        await self._commit_some()
-        finally:
-            self._accepts = False
-            calls, self._calls = self._calls, []
-            self._answer(calls, _closing())
-
-    async def committed(self) -> None:
-        """Return when no commit is under way."""
-        while self._is_committing:
-            await self._committed.park()
-
-    async def _commit_some(self) -> None:
-        count, size, number = 0, 0, 0
-        for call in self._calls:
-            if number and count + len(call.kept) > MAX_COMMIT:
-                break
-            if not self.rows.has_room(count + len(call.kept), size + call.size):
-                break
-            count, size, number = count + len(call.kept), size + call.size, number + 1
-        if not number:
-            await self._make_room()
-            return
-        calls = self._calls[:number]
-        del self._calls[:number]
-        kept = calls[0].kept if number == 1 else [item for call in calls for item in call.kept]
-        error: SpoolUnavailable | None = None
-        self._is_committing = True
-        try:
-            # Once begun, the commit is not cancelled; before that, the calls wait again, for `run_commits`.
-            await self._tenure.commit([item.row for item in kept])
-        except SpoolUnavailable as failed:
-            error = failed
-        except trio.Cancelled:
-            if self._accepts:
-                self._calls[:0] = calls
-            else:
-                self._answer(calls, _closing())
-            raise
-        else:
-            self.rows.put(kept, trio.current_time())
-            self._outgoing.expect()
-        finally:
-            self._is_committing = False
-            self._committed.unpark_all()
-            if self._calls:
-                self._work.set()
-        self._answer(calls, error)
-
-    async def _make_room(self) -> None:
-        if self._outgoing.problem is None:
-            self._outgoing.press()
-            await self._outgoing.left.park()
-        else:
-            error = SpoolUnavailable(f"there is no room for more tasks: {self._outgoing.problem}")
-            self._answer([self._calls.pop(0)], error)
-
-    def _answer(self, calls: Sequence[_Call], error: SpoolUnavailable | None) -> None:
-        for call in calls:
-            call.error = error
-            call.done.set()
-        self._outgoing.left.unpark_all()
-
     # Running them
 
     async def claim(self, entries: Sequence[Entry]) -> list[Claim]:
@@ -349,8 +249,7 @@ class WriteBehind:
                 self._outgoing.were_wanted = True
                 entries = [entry for entry in entries if entry not in leaving]
         claims = self.rows.claim(entries)
-        if self._calls:
-            self._outgoing.left.unpark_all()  # there may be room now
+        self._commits.made_room()
         return claims
 
     def finish(self, done: Sequence[Claim]) -> None:
@@ -367,10 +266,6 @@ class WriteBehind:
             if claim.content is not None and (kept := self.rows.claimed(claim.id, claim.content)) is not None:
                 self.rows.release(kept, now)
                 self._outgoing.expect()
-
-
-def _closing() -> SpoolUnavailable:
-    return SpoolUnavailable("the spool is closing")
 
 
 def _unless_refused(result: Entry | TrispoolError, error: SpoolUnavailable) -> TrispoolError:

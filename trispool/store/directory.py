@@ -62,12 +62,13 @@ T = TypeVar("T")
 class _Batch:
     """The tasks of one call of `add`, and what became of them."""
 
-    __slots__ = ("done", "results", "tasks")
+    __slots__ = ("done", "is_left", "results", "tasks")
 
     def __init__(self, tasks: Sequence[NewTask]) -> None:
         self.tasks = tasks
         self.results: list[Entry | TrispoolError] = []
         self.done = trio.Event()
+        self.is_left = False  # by its caller
 
 
 @asynccontextmanager
@@ -185,7 +186,13 @@ class DirectoryStore:
         batch = _Batch(tasks)
         self._waiting.append(batch)
         self._work.set()
-        await batch.done.wait()
+        try:
+            await batch.done.wait()
+        except trio.Cancelled:
+            batch.is_left = True
+            if batch.done.is_set():
+                self._watch.miss()
+            raise
         return batch.results
 
     async def run_writer(self) -> None:
@@ -218,6 +225,8 @@ class DirectoryStore:
         for batch in batches:
             batch.results = [next(results) for _ in batch.tasks]
             batch.done.set()
+            if batch.is_left:
+                self._watch.miss()  # nobody else knows of them
 
     async def scan(
         self, unknown: Callable[[Sequence[str]], Sequence[str]] | None = None

@@ -23,13 +23,13 @@ from trispool.store.incoming import Kept, entry_of_row
 from trispool.writeout import Leaving
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from trispool.incomingfile import IncomingRow
     from trispool.spooldir import SpoolDirectory
     from trispool.store.incoming import Incoming
 
-__all__ = ["Database", "Tenure", "rescue_rows"]
+__all__ = ["Begun", "Database", "Tenure", "rescue_rows"]
 
 RESCUE_AT_ONCE: Final = 256
 """Files that are open at the same time."""
@@ -42,9 +42,26 @@ _IN_USE: Final = "another service uses the database, so tasks are written to fil
 _log = structlog.get_logger()
 
 
+class Begun(Protocol):
+    """A commit that the database has begun. It goes on whatever becomes of who waits.
+
+    Somebody has to call `end`, or, where the service itself ends, `abandon`.
+    """
+
+    @property
+    def has_failed(self) -> bool: ...
+    async def wait(self) -> None: ...
+    def abandon(self) -> None: ...
+
+    # Raises as `Database.commit`. Once `wait` has returned it does not wait, unless `has_failed`.
+    @property
+    def end(self) -> Callable[[], Awaitable[None]]: ...
+
+
 class Database(Protocol):
     """Where rows are kept; see `trispool.ledger.Ledger`, which is one."""
 
+    async def begin(self, added: Sequence[IncomingRow], *, generation: int, durable: bool) -> Begun: ...
     async def commit(self, added: Sequence[IncomingRow], *, generation: int, durable: bool) -> None: ...
     async def incoming(self) -> tuple[list[IncomingRow], int]: ...
     async def look(self) -> int: ...
@@ -116,14 +133,18 @@ class Tenure:
             os.close(self._lock)
             self._lock = None
 
-    async def commit(self, added: Sequence[IncomingRow]) -> None:
-        """Add rows, all or none.
+    async def begin(self, added: Sequence[IncomingRow]) -> Begun:
+        """Begin to add rows, all or none: `commit` has to be called with what this gives, when it can be waited for."""
+        return await self._database.begin(added, generation=self._generation, durable=self._fsync)
+
+    async def commit(self, added: Sequence[IncomingRow], begun: Begun) -> None:
+        """Add rows for which `begin` has been called.
 
         Raises:
             SpoolUnavailable: They have not been added.
         """
         try:
-            if not await self._commit_where_it_was(added):
+            if not await self._is_kept(begun):
                 await self._go_over()
                 if self._lock is None:
                     raise SpoolUnavailable(_IN_USE)
@@ -133,9 +154,9 @@ class Tenure:
             raise
         self.problem = None
 
-    async def _commit_where_it_was(self, added: Sequence[IncomingRow]) -> bool:
+    async def _is_kept(self, begun: Begun) -> bool:
         try:
-            await self._database.commit(added, generation=self._generation, durable=self._fsync)
+            await begun.end()
         except Replaced:
             return False
         except SpoolUnavailable:
@@ -184,7 +205,9 @@ class Tenure:
             SpoolUnavailable: That cannot be found out.
         """
         try:
-            return await trio.to_thread.run_sync(self._opened.present, names, limiter=self._limiter)
+            return await trio.to_thread.run_sync(
+                self._opened.present, names, limiter=self._limiter, abandon_on_cancel=True
+            )
         except OSError as error:
             raise SpoolUnavailable(f"{self._opened.path} cannot be read: {error.strerror or error}") from error
 
