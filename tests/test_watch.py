@@ -340,6 +340,73 @@ async def test_a_watch_that_may_miss_something_is_not_relied_on(
     opened.close()
 
 
+@pytest.mark.parametrize("comes", ["first", "later"])
+async def test_a_priority_directory_on_another_file_system_is_judged_by_that(
+    comes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_remote(fd: int) -> bool:
+        return os.readlink(f"/proc/self/fd/{fd}").endswith("/5")
+
+    monkeypatch.setattr(watch_module, "mount_of", lambda fd: "2" if is_remote(fd) else "1")
+    monkeypatch.setattr(watch_module, "is_local", lambda fd: not is_remote(fd))
+    opened = SpoolDirectory(tmp_path / "spool")
+    watch = DirectoryWatch(opened, trio.CapacityLimiter(1))
+    os.mkdir(opened.absolute("4"))
+    if comes == "first":
+        os.mkdir(opened.absolute("5"))
+    async with aclosing(watch.changes()) as changes:
+        assert await anext(changes) is None
+        if comes == "later":
+            assert watch.sees_all
+            os.mkdir(opened.absolute("5"))
+            assert await anext(changes) is None
+        assert not watch.sees_all
+        os.rmdir(opened.absolute("5"))
+        (tmp_path / "spool" / new_name()).write_bytes(CONTENT)  # told after that
+        assert await anext(changes)
+        assert watch.sees_all
+    opened.close()
+
+
+def mount(place: Path) -> bool:
+    """Put a file system over a directory, if that is allowed."""
+    command = ["mount", "-t", "tmpfs", "trispool", str(place)]
+    try:
+        return not subprocess.run(command, capture_output=True, check=False).returncode
+    except FileNotFoundError:
+        return False
+
+
+def unmount(place: Path) -> None:
+    subprocess.run(["umount", str(place)], check=True)
+
+
+async def test_a_priority_directory_that_is_a_mount_is_watched_and_what_it_lay_over_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "try").mkdir()
+    if not mount(tmp_path / "try"):
+        pytest.skip("nothing can be mounted here")
+    unmount(tmp_path / "try")
+    monkeypatch.setattr(watch_module, "is_local", lambda fd: True)
+    async with watching(tmp_path, lambda path: (path / "7").mkdir()) as spool:
+        assert await spool.store.is_unchanged()
+        assert mount(spool.path / "7")
+        try:
+            assert not await spool.store.is_unchanged()  # nobody tells that it has come
+            assert await spool.store.is_unchanged()
+            name = new_name()
+            (spool.path / "7" / name).write_bytes(CONTENT)
+            assert await spool.told_of(f"7/{name}") is not None
+        finally:
+            unmount(spool.path / "7")
+        assert await spool.next() is None
+        assert await spool.store.is_unchanged()
+        name = new_name()
+        (spool.path / "7" / name).write_bytes(CONTENT)
+        assert await spool.told_of(f"7/{name}") is not None
+
+
 @pytest.mark.parametrize("how", ["removed", "moved"])
 async def test_a_spool_in_the_place_of_another_is_watched(how: str, tmp_path: Path) -> None:
     async with watching(tmp_path) as spool:
@@ -471,7 +538,10 @@ async def test_many_events_that_tell_nothing_new_do_not_hold_up_the_next(
             pass
 
 
-async def test_events_that_were_lost_ask_for_a_scan(tmp_path: Path) -> None:
+async def test_events_that_were_lost_ask_for_a_scan_and_then_all_is_told_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_module, "is_local", lambda fd: True)
     limit = int((await trio.Path("/proc/sys/fs/inotify/max_queued_events").read_text()).strip())
     async with watching(tmp_path) as spool:
         first, second = new_name(), new_name()
@@ -482,11 +552,14 @@ async def test_events_that_were_lost_ask_for_a_scan(tmp_path: Path) -> None:
         for number in range(limit // 2 + 10):
             os.utime(spool.path / first, (number, number))
             os.utime(spool.path / second, (number, number))
+        os.mkdir(spool.path / "7")  # of which nothing is told
         while (changes := await spool.next()) is not None:
             assert {change.ref for change in changes} <= {first, second}
-        name = new_name()
-        os.rename(spool.prepare(name), spool.path / name)
-        assert await spool.told_of(name) is not None
+        assert await spool.store.is_unchanged()
+        for folder in ("", "7/"):
+            name = new_name()
+            os.rename(spool.prepare(name), spool.path / f"{folder}{name}")
+            assert await spool.told_of(f"{folder}{name}") is not None
 
 
 def _no_more_watches(*args: object) -> int:
@@ -521,8 +594,9 @@ async def test_a_watch_that_cannot_be_set_leaves_the_scan_working(
 
 async def test_it_is_said_at_once_that_there_is_no_watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inotify_simple, "INotify", _no_more_instances)
-    async with watching(tmp_path):
-        pass  # it has waited for that
+    async with watching(tmp_path) as spool:  # it waits for that
+        spool.store._watch.miss()
+        assert await spool.next() is None
 
 
 async def test_a_watch_can_be_set_again_after_it_has_ended(tmp_path: Path) -> None:

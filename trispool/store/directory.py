@@ -268,15 +268,13 @@ class DirectoryStore:
 
     async def is_unchanged(self) -> bool:
         """See `SpoolStore.is_unchanged`."""
-        look = self._is_in_place if self._watch.sees_all else self._stamps.are_unchanged
         with contextlib.suppress(OSError):
-            return await trio.to_thread.run_sync(look, limiter=self._read_limiter)
+            if not self._watch.sees_all:
+                return await trio.to_thread.run_sync(self._stamps.are_unchanged, limiter=self._read_limiter)
+            if await self._watch.is_in_place():
+                return self._opened.replaced == self._replaced
+            await self._watch.renew()
         return False
-
-    def _is_in_place(self) -> bool:
-        """Whether the directory that is watched is the one that the path leads to. Blocking."""
-        self._opened.follow()
-        return self._opened.replaced == self._replaced
 
     async def _next_chunk(self, chunks: Generator[T, None, None]) -> T | None:
         try:

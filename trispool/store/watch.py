@@ -19,7 +19,7 @@ import trio
 from inotify_simple import flags
 
 from trispool import spoolfile
-from trispool.mounts import is_local
+from trispool.mounts import is_local, mount_of
 from trispool.store import Change
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ _WHOLE: Final = int(flags.CLOSE_WRITE | flags.MOVED_TO)
 _ISDIR: Final = int(flags.ISDIR)
 _Q_OVERFLOW: Final = int(flags.Q_OVERFLOW)
 _IGNORED: Final = int(flags.IGNORED)
+_UNMOUNT: Final = int(flags.UNMOUNT)
 _WATCHED: Final = (
     _CREATE
     | _WHOLE
@@ -81,12 +82,30 @@ class DirectoryWatch:
         self._inotify: inotify_simple.INotify | None = None
         self._waiting = trio.CancelScope()
         self._has_missed = False
-        self._has_all = False  # the folders, on a file system that tells of everything
+        self._has_overflowed = False
+        # Folders in which something may happen that nobody tells of.
+        self._blind: set[str] = set()
+        # Which directories the folders are, by device and inode: a mount can come over one, of which nobody tells.
+        self._places: dict[str, tuple[int, int]] = {}
 
     @property
     def sees_all(self) -> bool:
         """Whether nobody can put a task there, or take one away, without a change or a None being told of it."""
-        return self._has_all and self._inotify is not None and not self._inotify.closed
+        return not self._blind and self._inotify is not None and not self._inotify.closed
+
+    async def is_in_place(self) -> bool:
+        """Whether what is watched is what the paths lead to; else `renew`.
+
+        Raises:
+            OSError: One of them leads nowhere.
+        """
+        places = tuple(self._places.items())
+
+        def look() -> bool:
+            self._opened.follow()
+            return all(_place_of(os.stat(self._opened.absolute(folder))) == place for folder, place in places)
+
+        return await trio.to_thread.run_sync(look, limiter=self._limiter)
 
     async def changes(self) -> AsyncGenerator[Sequence[Change] | None, None]:
         """See `trispool.store.SpoolStore.watch`."""
@@ -95,8 +114,12 @@ class DirectoryWatch:
         except OSError as error:
             # Too many instances (fs.inotify.max_user_instances): the scan alone works, only later.
             _log.warning("no_inotify", directory=self._opened.path, error=str(error))
-            yield None
-            await trio.sleep_forever()
+            while True:
+                self._has_missed = False
+                yield None
+                with trio.CancelScope() as self._waiting:
+                    if not self._has_missed:
+                        await trio.sleep_forever()
         with inotify:
             self._folders = {}
             self._inotify = inotify
@@ -116,6 +139,10 @@ class DirectoryWatch:
                 seen, lost = self._digest(inotify, data)
                 if seen:
                     yield await self._look(seen)
+                if self._has_overflowed:
+                    # A priority directory may have come that is not watched.
+                    self._has_overflowed = False
+                    await self.renew()
                 if lost:
                     yield None
                 if len(data) < READ_BYTES // 2 and not any(mask & ~_GONE for mask in seen.values()):
@@ -135,28 +162,39 @@ class DirectoryWatch:
         for watch in self._folders:
             with contextlib.suppress(OSError):  # of what has been deleted
                 inotify.rm_watch(watch)
-        self._folders = {}
-        self._has_all = is_local(self._opened.fd)
+        self._folders, self._places, self._blind = {}, {}, set()
         self._add(inotify, "")
         self._opened.watched()
         try:
             folders = await trio.to_thread.run_sync(self._opened.priorities, limiter=self._limiter)
         except OSError as error:
             _log.warning("not_watched", directory=self._opened.path, folder="*", error=str(error))
-            self._has_all = False
+            self._blind.add("")
             folders = []
         for folder in folders:
             if not inotify.closed:
                 self._add(inotify, folder)
 
     def _add(self, inotify: inotify_simple.INotify, folder: str) -> None:
+        path = self._opened.absolute(folder)
         try:
-            watch = inotify.add_watch(os.path.join(self._opened.path, folder), _WATCHED)
+            fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                self._folders[inotify.add_watch(path, _WATCHED)] = folder
+                self._places[folder] = _place_of(os.fstat(fd))
+                # One on the mount of the directory is as that is; to find out takes long where there are many mounts.
+                is_seen = bool(folder and mount_of(fd) == mount_of(self._opened.fd)) or is_local(fd)
+            finally:
+                os.close(fd)
         except OSError as error:
             _log.warning("not_watched", directory=self._opened.path, folder=folder, error=str(error))
-            self._has_all = False
-        else:
-            self._folders[watch] = folder
+            is_seen = False
+        (self._blind.discard if is_seen else self._blind.add)(folder)
+
+    def _drop(self, folder: str) -> None:
+        """It is no longer there."""
+        self._blind.discard(folder)
+        self._places.pop(folder, None)
 
     def _digest(self, inotify: inotify_simple.INotify, data: bytes) -> tuple[dict[str, int], bool]:
         """Read some events.
@@ -180,21 +218,25 @@ class DirectoryWatch:
                     seen[f"{folder}/{name}" if folder else name] = mask
             elif folder is None:
                 if mask & _Q_OVERFLOW:
-                    lost = True
-                    self._has_all = False  # a priority directory may have come, which is then not watched
-                    self._opened.watched()
+                    lost = self._has_overflowed = True
+                    self._blind.add("")
             elif not name:
                 # About the folder itself. A spool that was moved has to be looked for. (Of one that was removed nothing
                 # is told, as we have it open.)
                 lost |= not folder
+                if mask & _UNMOUNT and folder:
+                    self._add(inotify, folder)  # what it lay over
+                    lost = True
                 if mask & _IGNORED:
                     del self._folders[watch]
             elif mask & _ISDIR:
-                came_or_left = mask & (_CREATE | _MOVED_TO | _MOVED_FROM)
-                if came_or_left and not folder and spoolfile.is_priority_name(name) is not None:
+                if not folder and spoolfile.is_priority_name(name) is not None:
+                    if mask & _GONE:
+                        self._drop(name)
                     if mask & (_CREATE | _MOVED_TO):
                         self._add(inotify, name)
-                    lost = True  # what was put there before, or has gone with it
+                    # What was put there before, or has gone with it.
+                    lost |= bool(mask & (_CREATE | _MOVED_TO | _MOVED_FROM))
             elif spoolfile.is_spool_name(name):
                 ref = f"{folder}/{name}" if folder else name
                 before = seen.get(ref, 0)
@@ -222,3 +264,7 @@ class DirectoryWatch:
                     entry = entry._replace(fresh=False)
                 changes.append(Change(ref, entry))
         return changes
+
+
+def _place_of(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
