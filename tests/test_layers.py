@@ -55,6 +55,7 @@ LAYERS: dict[str, list[list[str]]] = {
             "claimed",
             "memory",
             "mounts",
+            "folders",
             "privatefiles",
             "tokenfile",
             "staterows",

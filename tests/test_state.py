@@ -57,6 +57,23 @@ async def targets(state: State, **wanted: str) -> list[str]:
     return [row.target for row in (await state.audit.page(**wanted)).rows]
 
 
+def test_a_new_folder_and_those_above_it_reach_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.chdir(tmp_path)
+    file = StateFile("a/state/state.db")
+    file.open()
+    file.close()
+    assert [path for path in synced if os.path.isdir(path)] == [str(tmp_path / "a"), str(tmp_path)]
+    assert stat.S_IMODE(os.stat("a/state").st_mode) == 0o700
+
+
 # The audit log
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from trispool.errors import ConfigError
+from trispool.folders import make_folder, sync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,7 +47,7 @@ class PrivateFolder:
         Raises:
             OSError: The folder cannot be made or opened.
         """
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(self.path, 0o700)
         fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
@@ -92,7 +93,7 @@ class PrivateFolder:
         Raises:
             OSError: It cannot be written.
         """
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(self.path, 0o700)
         temporary = self._write(name, content, 0o600)
         try:
             with contextlib.suppress(FileExistsError):
@@ -117,11 +118,7 @@ class PrivateFolder:
         except BaseException:
             temporary.unlink()
             raise
-        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        sync_folder(os.fspath(self.path))
 
     def stamp(self, *names: str) -> object:
         """Equal as long as these files are the same.

@@ -33,8 +33,8 @@ from typing import TYPE_CHECKING, Final
 from trispool import spoolfile, spoolshelves
 from trispool.claimed import ClaimedFile, Gone, NotDue, Settling, Unreadable, open_locked, read_task
 from trispool.errors import MalformedSpoolFile, TrispoolError
+from trispool.folders import make_folder
 from trispool.spoolscan import DEAD, HELD, STATE_DIR, TMP, entry_of, lying_in, priorities, scan
-from trispool.spoolshelves import sync_folder
 from trispool.spoolwriter import NANO, SpoolWriter, unavailable
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class SpoolDirectory:
         self._following = threading.Lock()
         self.replaced = 0
         if create:
-            _make(self.path, fsync=fsync)
+            make_folder(self.path, 0o750, fsync=fsync)
         self.fd = os.open(self.path, _FOLDER_FLAGS)
         if create:
             try:
@@ -360,22 +360,6 @@ class SpoolDirectory:
                         os.unlink(f"{TMP}/{entry.name}", dir_fd=self.fd)
                         removed += 1
         return removed
-
-
-def _make(path: str, *, fsync: bool) -> None:
-    """Make a directory if it is not there; with `fsync` a power cut takes neither it nor what had to be made for it."""
-    above = os.path.dirname(path)
-    first = above
-    while not os.path.isdir(first):
-        first = os.path.dirname(first)
-    os.makedirs(path, mode=0o750, exist_ok=True)
-    # Also if it was there: whoever made it need not have seen to it that it reaches the disk.
-    while fsync:
-        with contextlib.suppress(PermissionError):  # who may not read a folder can still use what is in it
-            sync_folder(above)
-        if above == first:
-            break
-        above = os.path.dirname(above)
 
 
 def _is_at(fd: int, path: str) -> bool:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from trispool import spoolfile
 from trispool.claimed import Settling, Unclaimable, open_locked, read_task
 from trispool.errors import MalformedSpoolFile, TaskRefused
+from trispool.folders import sync_folder
 from trispool.spoolscan import DEAD, HELD, STATE_DIR, entry_of
 from trispool.spoolwriter import NANO
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from trispool.task import Entry
 
-__all__ = ["hold", "mend", "priority_of", "remove", "reschedule", "restore", "set_aside", "sync_folder"]
+__all__ = ["hold", "mend", "priority_of", "remove", "reschedule", "restore", "set_aside"]
 
 # In all of them `spool` is a descriptor of the spool directory, and `ref` a file's path below it; OSError is raised if
 # the system does not let it be done. None: the file is gone, or is no regular file, or somebody is at work on it.
@@ -202,23 +203,6 @@ def _above(folder: str) -> Iterator[str]:
     while folder:
         folder = os.path.dirname(folder)
         yield folder
-
-
-def sync_folder(path: str, above: int | None = None) -> None:
-    """Have the names in a folder reach the disk.
-
-    Args:
-        path: The folder.
-        above: A descriptor of the folder that `path` begins at.
-
-    Raises:
-        OSError: They may not have.
-    """
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=above)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _entry(fd: int, ref: str) -> Entry:
