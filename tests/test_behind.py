@@ -718,6 +718,25 @@ async def test_what_has_ended_is_not_run_again_though_the_last_commit_fails_at_f
     assert rows(path) == []
 
 
+async def test_a_stop_on_a_full_disk_does_not_wait_for_what_is_only_history(
+    path: Path, never: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+
+    def full(self: LedgerFile, attempts: Any, *args: Any) -> int:
+        tried.append(len(attempts))
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(behind_module, "CLOSE_RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(behind_module, "CLOSE_SECONDS", 1.0)
+    async with opened_behind(path) as (store, ledger):
+        (entry,) = await add(store, task())
+        assert await store._as_file(entry.ref)
+        monkeypatch.setattr(LedgerFile, "write", full)
+        ledger.record(done(entry))
+    assert 0 < len(tried) < 5
+
+
 async def crash(path: Path, *tasks: NewTask) -> list[Entry]:
     """Leave rows as a service that is killed does."""
     async with open_directory_store(str(path), fsync=False) as store:

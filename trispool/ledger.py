@@ -95,7 +95,7 @@ class Ledger:
         self._rows: list[AttemptRow] = []
         self._retrying: dict[str, Retrying | None] = {}
         self._incoming: dict[str, int] = {}  # the rows of the table, by task id
-        self._removed: list[int] = []
+        self.to_remove: list[int] = []  # rows of that table
         self._work = trio.Event()
         # One flush at a time: what was recorded later must not be written before what is written again after an error.
         # It is no lock, as who ends a transaction need not be who has begun it.
@@ -113,7 +113,7 @@ class Ledger:
         if incoming := self._incoming:
             for row in rows:
                 if row.task in incoming and row.state in _FINISHED:
-                    self._removed.append(incoming.pop(row.task))
+                    self.to_remove.append(incoming.pop(row.task))
         room = MAX_PENDING - len(self._rows)
         if room < len(rows):
             self._drop(len(rows) - room, "the disk takes no more")
@@ -162,7 +162,7 @@ class Ledger:
             if not isinstance(error, Replaced):
                 # What has failed may be found to have been written all the same. Before it is tried again, with the
                 # same numbers, and not after that: see `_has_failed`.
-                self._removed.extend(row.seq for row in added)
+                self.to_remove.extend(row.seq for row in added)
                 raise SpoolUnavailable(f"the task could not be written: {error}") from error
             raise error
 
@@ -186,7 +186,7 @@ class Ledger:
         """The task is finished, or has a file: its row, if it has one, leaves the table soon."""
         seq = self._incoming.pop(task_id, None)
         if seq is not None:
-            self._removed.append(seq)
+            self.to_remove.append(seq)
             self._work.set()
 
     async def incoming(self) -> tuple[list[IncomingRow], int]:
@@ -200,7 +200,7 @@ class Ledger:
                 rows = await self._writer.run_sync(self._file.incoming)
             except (sqlite3.Error, OSError, Damaged) as error:
                 raise SpoolUnavailable(f"the tasks in {self._path} cannot be read: {error}") from error
-            removed = set(self._removed)
+            removed = set(self.to_remove)
             rows = [row for row in rows if row.seq not in removed]
             self._incoming = {row.task: row.seq for row in rows}
             return rows, self._file.generation
@@ -233,7 +233,7 @@ class Ledger:
                 while True:
                     await self._work.wait()
                     self._work = trio.Event()
-                    gather = GATHER_FINISHED_SECONDS if self._removed else GATHER_SECONDS
+                    gather = GATHER_FINISHED_SECONDS if self.to_remove else GATHER_SECONDS
                     await trio.sleep(gather)
                     await trio.sleep_until(self._taken_at + gather)  # the rest has gone with a commit
                     if not await self._flush():
@@ -325,11 +325,11 @@ class Ledger:
     def _begin(self, added: Sequence[IncomingRow], generation: int, *, durable: bool) -> tuple[Job[int] | None, Taken]:
         """Have these rows written and, unless it is little, all that has been recorded; None: there is nothing."""
         rows, retrying, removed = list[AttemptRow](), dict[str, "Retrying | None"](), list[int]()
-        much = len(self._rows) >= CARRIED_ROWS or len(self._removed) >= CARRIED_ROWS
+        much = len(self._rows) >= CARRIED_ROWS or len(self.to_remove) >= CARRIED_ROWS
         if not added or much or self._has_failed:
             rows, self._rows = self._rows, rows
             retrying, self._retrying = self._retrying, retrying
-            removed, self._removed = self._removed, removed
+            removed, self.to_remove = self.to_remove, removed
             self._taken_at, self._has_failed = trio.current_time(), False
         taken = Taken(rows, retrying, removed, trio.current_time())
         if not rows and not retrying and not removed and not added:
@@ -379,7 +379,7 @@ class Ledger:
             self._drop(len(taken.rows) - room, "the disk takes no more")
         self._rows = taken.rows[:room] + self._rows
         self._retrying = taken.retrying | self._retrying
-        self._removed += taken.removed
+        self.to_remove += taken.removed
         self._has_failed = True
         self._work.set()
 

@@ -29,7 +29,7 @@ MOMENT: Final = 0.3
 FAR: Final = 3600.0
 
 ENDS: Final = ("goes on", "is killed", "stops")
-"""What becomes of the service on the full disk. To stop takes it ten seconds: it tries to write what it has to."""
+"""What becomes of the service on the full disk. To stop takes it ten seconds: it tries to write that tasks have run."""
 
 
 class Disk:

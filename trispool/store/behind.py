@@ -53,7 +53,8 @@ AT_A_STRETCH: Final = 500
 """Tasks, some 3 ms, before others have their turn."""
 
 CLOSE_SECONDS: Final = 10.0
-"""What cannot be written out in this time at the end is found by the next start."""
+"""What cannot be written out in this time at the end is found by the next start. On a full disk a stop waits so long
+only if tasks have ended that the database still has: they would run again."""
 
 LEAVING_SECONDS: Final = 2.0
 """For so long a claim waits for tasks that are on their way into files. If the disk hangs, others can still run."""
@@ -115,7 +116,7 @@ async def open_write_behind(
         with trio.move_on_after(CLOSE_SECONDS, shield=True):
             await commits.committed()
             await outgoing.write_all()
-            # There is no later commit, and what has ended would run again.
+            # There is no later commit, and what has ended would run again. On a full disk somebody may make room.
             while not await tenure.commit_removals():  # noqa: ASYNC110 # a disk tells nobody
                 await trio.sleep(CLOSE_RETRY_SECONDS)
         if rows:

@@ -61,6 +61,8 @@ class Begun(Protocol):
 class Database(Protocol):
     """Where rows are kept; see `trispool.ledger.Ledger`, which is one."""
 
+    @property
+    def to_remove(self) -> Sequence[int]: ...
     async def begin(self, added: Sequence[IncomingRow], *, generation: int, durable: bool) -> Begun: ...
     async def commit(self, added: Sequence[IncomingRow], *, generation: int, durable: bool) -> None: ...
     async def incoming(self) -> tuple[list[IncomingRow], int]: ...
@@ -179,13 +181,13 @@ class Tenure:
         """Commit what the database was told to remove.
 
         Returns:
-            False if that failed; it is made up for by a later commit.
+            False if some are left; that is made up for by a later commit.
         """
         try:
             await self._database.commit((), generation=self._generation, durable=False)
         except (SpoolUnavailable, Replaced) as error:
             _log.warning("removals_not_committed", directory=self._opened.path, error=str(error))
-            return False
+            return not self._database.to_remove  # but only history
         return True
 
     async def check(self) -> None:
