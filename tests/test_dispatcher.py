@@ -360,6 +360,45 @@ async def test_a_clock_that_is_set_forward_is_noticed(autojump_clock: MockClock)
         assert len(rig.starts) == 1
 
 
+async def test_a_clock_that_is_set_back_keeps_nobody_from_another_attempt(autojump_clock: MockClock) -> None:
+    async with dispatching() as rig:
+        rig.worker(answer=lambda claim: "retry" if len(rig.starts) < 3 else "ok")
+        await rig.add(task())
+        await trio.sleep(5)
+        rig.clock_is_off_by = -10_000
+        await trio.sleep(2 * FREQUENCY)
+        first, second, *_ = rig.times()
+        assert first + FREQUENCY <= second <= first + FREQUENCY + LONGEST_SLEEP
+
+
+async def test_a_clock_that_was_set_back_during_a_restart_keeps_nobody_from_another_attempt(
+    autojump_clock: MockClock,
+) -> None:
+    store = MemoryStore()
+    (entry,) = await store.add([task()])
+    assert isinstance(entry, Entry)
+    later = now() + 10_000
+    known = Retrying(entry.id, 1, later + FREQUENCY, True, later, "no")
+    async with dispatching(store=store, remembered={entry.id: known}) as rig:
+        rig.worker()
+        await trio.sleep(FREQUENCY + 1)
+        assert rig.times() == [FREQUENCY]
+
+
+@pytest.mark.parametrize("what", ["at", "back-off"])
+async def test_a_time_stays_what_it_is_when_the_clock_is_set_back(what: str, autojump_clock: MockClock) -> None:
+    async with dispatching(policy=RetryPolicy(0, 100.0)) as rig:
+        rig.worker(answer=lambda claim: "failed")
+        await rig.add(task(at=now() + 100) if what == "at" else task())
+        await trio.sleep(5)
+        began = len(rig.starts)
+        rig.clock_is_off_by = -50
+        await trio.sleep(140)
+        assert len(rig.starts) == began
+        await trio.sleep(10)
+        assert rig.times()[began:] == [150]
+
+
 async def test_very_many_tasks_for_one_moment_do_not_keep_the_loop_from_running(autojump_clock: MockClock) -> None:
     async with dispatching() as rig:
         await rig.add(*[task(at=BASE + 60, priority=9 - number % 10) for number in range(3000)])

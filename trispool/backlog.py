@@ -205,7 +205,10 @@ class Backlog:
         """When a task is due that has been found, or has become free."""
         known = self._retrying.get(entry.id) if self._retrying else None
         at = entry.at if entry.at <= now else due_of_file(entry.at, entry.order, now)
-        return at if known is None else max(at, known.due_at)
+        if known is None:
+            return at
+        # If the clock was set back, its time may be far off.
+        return max(at, min(known.due_at, now + self.frequency) if known.by_frequency else known.due_at)
 
     def gone(self, ref: str) -> None:
         """Somebody has taken this task out of the spool, or its worker has finished it."""
@@ -360,13 +363,16 @@ class Backlog:
         return known
 
     def set_frequency(self, seconds: float, now: float) -> None:
-        """Whatever waits for its next attempt because of the frequency does so by the new one."""
+        """Whatever waits for its next attempt because of the frequency does so by the new one.
+
+        Or by the same one, from now on, if the clock was set back to before the last attempt.
+        """
         self.frequency = seconds
         for task_id, ref in tuple(self._refs.items()):
             known = self._retrying[task_id]
             waiting = self._schedule.get(ref)
             if known.by_frequency and waiting is not None and waiting.due_at == known.due_at:
-                due_at = max(waiting.entry.at, known.ended_at + seconds)
+                due_at = max(waiting.entry.at, min(known.ended_at, now) + seconds)
                 self._retrying[task_id] = known._replace(due_at=due_at)
                 self._put(waiting.entry, due_at, now)
 

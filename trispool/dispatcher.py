@@ -11,6 +11,7 @@ Rules it keeps:
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -86,6 +87,7 @@ class Dispatcher:
         self._workers: list[Worker] = []
         self._policies: dict[int, dict[str, RetryPolicy]] = {}  # by worker and handler
         self._wake = trio.Event()
+        self._looked_at = -math.inf
         self._scanned = False
         self._paused = False
         self._draining = False
@@ -341,6 +343,9 @@ class Dispatcher:
 
     async def _find_due(self) -> float:
         now = self._clock()
+        if now < self._looked_at:  # it was set back, and nobody is to wait for it to come there again
+            self.backlog.set_frequency(self.backlog.frequency, now)
+        self._looked_at = now
         self.backlog.look(now, LOOK_AT_ONCE)
         while (due_at := self.backlog.next_due()) is not None and due_at <= now:
             await trio.lowlevel.checkpoint()

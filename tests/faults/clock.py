@@ -267,7 +267,8 @@ def back_while_retrying(watched: Watched) -> tuple[list[str], list[str], float]:
         time.sleep(0.005)
     clock.set(clock.offset - HOUR)
     again = [n for n in again if n not in watched.ran()]
-    # Their time is one of the wall clock, as every other, and comes when that has come there again.
+    # Their time is one of the wall clock, as that of every back-off but the frequency: it comes when the clock has come
+    # there again.
     seconds = watched.await_all([])
     clock.set(clock.offset + HOUR)
     return again, [], seconds + watched.await_all(again)
@@ -305,7 +306,7 @@ class ClockSet:
     title: str = "The clock is set"
     promise: str = (
         "No task starts before its `at` by the wall clock, and none that is due waits longer than some seconds, whether"
-        " the clock is set forward or back. (A back-off is until a time of the wall clock, too.)"
+        " the clock is set forward or back. (A back-off other than the frequency is until a time of the wall clock.)"
     )
 
     def run(self, scale: float, folder: Path, random: Random) -> list[Outcome]:
