@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import math
 import os
@@ -611,3 +612,23 @@ async def test_a_watch_can_be_set_again_after_it_has_ended(tmp_path: Path) -> No
                 assert told is not None
                 assert len(told) == 1
     opened.close()
+
+
+async def test_events_that_cannot_be_read_are_looked_for_by_a_scan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, errors = os.read, [OSError(errno.EIO, "Input/output error")]
+
+    def failing_once(fd: int, size: int) -> bytes:
+        if size == watch_module.READ_BYTES and errors:
+            raise errors.pop()
+        return read(fd, size)
+
+    async with watching(tmp_path) as spool:
+        monkeypatch.setattr(os, "read", failing_once)
+        monkeypatch.setattr(watch_module, "FAILED_SECONDS", 0.0)
+        name = new_name()
+        os.rename(spool.prepare(name), spool.path / name)
+        assert await spool.next() is None
+        assert not errors
+        assert (await spool.told_of(name)) is not None

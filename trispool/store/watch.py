@@ -60,6 +60,9 @@ _HEADER: Final = struct.Struct("iIII")  # watch descriptor, mask, cookie, size o
 GATHER_SECONDS: Final = 0.005
 """How long not to look at events after some that told nothing new: the most that a file of others then waits."""
 
+FAILED_SECONDS: Final = 5.0
+"""How long to wait after events that could not be read."""
+
 LONG_GATHER_SECONDS: Final = 0.02
 """The same if they were so many that a new task would have to wait for others anyway."""
 
@@ -135,7 +138,14 @@ class DirectoryWatch:
                     self._has_missed = False
                     yield None
                     continue
-                data = os.read(inotify.fileno(), READ_BYTES)
+                try:
+                    data = os.read(inotify.fileno(), READ_BYTES)
+                except OSError as error:
+                    # Nothing is known to cause it, and nothing that it would have told may be lost.
+                    _log.error("watch_failed", directory=self._opened.path, error=str(error))
+                    yield None
+                    await trio.sleep(FAILED_SECONDS)
+                    continue
                 seen, lost = self._digest(inotify, data)
                 if seen:
                     yield await self._look(seen)
