@@ -43,6 +43,8 @@ __all__ = ["Dispatcher", "DispatcherSettings"]
 
 LONGEST_SLEEP: Final = 10.0
 """The loop looks this often although nothing is due, seconds: somebody may have set the clock."""
+CLOCK_STEP_SECONDS: Final = 1.0
+"""A clock that goes back by more has been set."""
 
 ENQUEUE_SECONDS: Final = 30.0
 """For so long an enqueue is seen to its end for a caller that has been cancelled, seconds."""
@@ -343,7 +345,7 @@ class Dispatcher:
 
     async def _find_due(self) -> float:
         now = self._clock()
-        if now < self._looked_at:  # it was set back, and nobody is to wait for it to come there again
+        if now < self._looked_at - CLOCK_STEP_SECONDS:  # nobody is to wait until it comes there again
             self.backlog.set_frequency(self.backlog.frequency, now)
         self._looked_at = now
         self.backlog.look(now, LOOK_AT_ONCE)
