@@ -86,9 +86,10 @@ class Recorder:
         _RECORD.pack_into(
             self._page, place, number, time.monotonic(), time.time(), 0.0, attempt, End.NONE, task.encode()
         )
-        # Last, so that what is counted is whole.
+        # Last, so that what is counted is whole; and not by `pack_into`, which first writes zeros: killed there, a
+        # process would have run nothing.
         self._count += 1
-        _COUNT.pack_into(self._page, 0, self._count)
+        self._counted[0] = self._count
         return Call(self._page, place, attempt)
 
     def _open(self) -> None:
@@ -97,6 +98,7 @@ class Recorder:
         try:
             os.ftruncate(fd, _COUNT.size + CAPACITY * _RECORD.size)
             self._page = mmap.mmap(fd, 0)
+            self._counted = memoryview(self._page)[: _COUNT.size].cast("Q")
         finally:
             os.close(fd)
         self._count = 0
