@@ -81,7 +81,7 @@ LAYERS: dict[str, list[list[str]]] = {
     ],
     "2": [["store"], ["ledger", "writethread"], ["state"]],
     "3": [
-        ["bind", "connection", "intake", "room", "openconnections", "pollset", "listener"],
+        ["bind", "connection", "intake", "room", "openconnections", "acceptor", "pollset", "listener"],
         ["httpbind"],
         ["scanner"],
         ["events"],

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from trispool.listener import Listener
 
 WEB = {"handler": "hello", "HTTP_HOST": "h"}
+PING = packet({}, modifier1=100)
+LARGE = packet({"CONTENT_LENGTH": "200000"}, bytes(200_000))  # more than one read
 
 
 @pytest.fixture
@@ -763,13 +765,13 @@ async def test_a_request_that_waits_for_others_to_be_kept_is_not_slow(
     tmp_path: Path, enqueue: FakeEnqueue, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(room, "UNDER_WAY_BYTES", 1)
-    large = packet({"CONTENT_LENGTH": "200000"}, bytes(200_000))  # more than one read
     enqueue.gate = trio.Event()
     async with listening(ListenSettings(bind=unix(tmp_path), timeout=5), enqueue) as listener:
-        with connected(listener, packet()) as first:
+        with connected(listener) as first:
+            await first.send_all(LARGE)
             await enqueue.wait_for_tasks(1)
             with connected(listener) as second:
-                await second.send_all(large[:150_000])
+                await second.send_all(LARGE[:150_000])
                 for _ in range(10):
                     await trio.testing.wait_all_tasks_blocked()
                     mock_clock.jump(5)
@@ -777,8 +779,110 @@ async def test_a_request_that_waits_for_others_to_be_kept_is_not_slow(
                 assert 0 < listener.statistics().held < 5000
                 enqueue.gate.set()
                 assert await exactly(first, 4) == ANSWER_SPOOLED
-                await second.send_all(large[150_000:])
+                await second.send_all(LARGE[150_000:])
                 assert await exactly(second, 4) == ANSWER_SPOOLED
+
+
+async def test_large_requests_have_their_turn_however_many_small_ones_are_being_kept(
+    settings: ListenSettings, enqueue: FakeEnqueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "UNDER_WAY_BYTES", 1)
+    enqueue.gate = trio.Event()
+    async with listening(settings, enqueue) as listener:
+        with connected(listener, packet()) as small:
+            await enqueue.wait_for_tasks(1)
+            with connected(listener) as first, connected(listener) as second:
+                await first.send_all(LARGE)
+                await enqueue.wait_for_tasks(2)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(second.send_all, LARGE)
+                    await trio.testing.wait_all_tasks_blocked(0.01)
+                    assert len(enqueue.tasks) == 2  # one at a time
+                    enqueue.gate.set()
+                assert [await exactly(client, 4) for client in (small, first, second)] == [ANSWER_SPOOLED] * 3
+
+
+@pytest.mark.parametrize("alone_bytes", [30_000, pollset.ALONE_BYTES])
+async def test_small_and_large_requests_wait_only_for_their_own_kind(
+    settings: ListenSettings, enqueue: FakeEnqueue, monkeypatch: pytest.MonkeyPatch, alone_bytes: int
+) -> None:
+    monkeypatch.setattr(pollset, "ALONE_BYTES", alone_bytes)
+    monkeypatch.setattr(pollset, "LOOK_SECONDS", 0)
+    head, rest = packet({"CONTENT_LENGTH": "30000"}, bytes(1000)), bytes(29_000)
+    async with listening(settings, enqueue) as listener:
+        with contextlib.ExitStack() as stack:
+            large = [stack.enter_context(connect_socket(listener, head)) for _ in range(20)]
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            # Without an await: the listener sees all of them in its next look.
+            for client in large:
+                client.sendall(rest)
+            for _ in range(20):
+                stack.enter_context(connect_socket(listener, packet()))
+            await enqueue.wait_for_tasks(40)
+    is_large = [len(task.body) > 0 for task in enqueue.tasks]
+    assert sum(is_large[:10]) in range(3, 7)
+    assert sum(is_large[:30]) in range(9, 18)
+
+
+def break_off(client: socket.socket) -> None:
+    """Be gone at once, whatever has not been read."""
+    if client.family == socket.AF_INET:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+
+
+async def test_a_large_request_that_cannot_become_whole_is_dropped_while_it_waits(
+    settings: ListenSettings, enqueue: FakeEnqueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "UNDER_WAY_BYTES", 1)
+    enqueue.gate = trio.Event()
+    async with listening(settings, enqueue) as listener:
+        with connected(listener) as first:
+            await first.send_all(LARGE)
+            await enqueue.wait_for_tasks(1)
+            gone = connect_socket(listener, LARGE[:50_000])
+            ended = connect_socket(listener, LARGE[:50_000])
+            with ended:
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                assert listener.statistics().open == 3
+                break_off(gone)
+                ended.shutdown(socket.SHUT_WR)
+                await _until_open(listener, 1)
+                assert ended.recv(4) == ANSWER_REFUSED
+            assert listener.statistics().refused == {"incomplete": 2}
+            # That it has ended may be known before it waits.
+            break_off(connect_socket(listener, LARGE[:50_000]))
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            await _until_open(listener, 1)
+            enqueue.gate.set()
+            assert await exactly(first, 4) == ANSWER_SPOOLED
+
+
+@pytest.mark.parametrize("is_full", [True, False])
+async def test_a_large_request_whose_client_has_gone_is_kept_if_nobody_needs_its_place(
+    settings: ListenSettings, enqueue: FakeEnqueue, monkeypatch: pytest.MonkeyPatch, is_full: bool
+) -> None:
+    monkeypatch.setattr(room, "UNDER_WAY_BYTES", 1)
+    enqueue.gate = trio.Event()
+    async with listening(replace(settings, max_connections=2), enqueue) as listener:
+        with connected(listener) as first:
+            await first.send_all(LARGE)
+            await enqueue.wait_for_tasks(1)
+            gone = connect_socket(listener, packet({"CONTENT_LENGTH": "30000"}, bytes(30_000)))
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            break_off(gone)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert listener.statistics().open == 2
+            if is_full:
+                with connected(listener, packet()) as small:
+                    await enqueue.wait_for_tasks(2)
+                    enqueue.gate.set()
+                    assert await exactly(small, 4) == ANSWER_SPOOLED
+                assert listener.statistics().refused == {"connections": 1}
+            enqueue.gate.set()
+            await enqueue.wait_for_tasks(2)
+            assert await exactly(first, 4) == ANSWER_SPOOLED
+    assert [len(task.body) for task in enqueue.tasks] == [200_000, 0 if is_full else 30_000]
 
 
 async def test_nobody_waits_for_a_very_large_request(
@@ -827,8 +931,6 @@ async def test_a_new_connection_takes_the_place_of_one_long_silent(
     async with listening(ListenSettings(bind=unix(tmp_path), timeout=5, max_connections=2), enqueue) as listener:
         with connected(listener) as oldest, connected(listener) as older:
             await trio.testing.wait_all_tasks_blocked()
-            with connected(listener) as new:
-                assert await until_end(new) == ANSWER_REFUSED
             mock_clock.jump(1.5)
             with connected(listener) as new:
                 await new.send_all(packet())
@@ -836,6 +938,47 @@ async def test_a_new_connection_takes_the_place_of_one_long_silent(
                 assert await until_end(oldest) == b""
                 await older.send_all(packet())
                 assert await exactly(older, 4) == ANSWER_SPOOLED
+
+
+async def test_one_that_asks_at_once_takes_the_place_of_an_idle_one_however_new_that_is(
+    settings: ListenSettings, enqueue: FakeEnqueue
+) -> None:
+    enqueue.gate = trio.Event()
+    async with listening(replace(settings, max_connections=3), enqueue) as listener:
+        with contextlib.ExitStack() as stack:
+            # The first is no idle one: it waits for its answer.
+            waits = stack.enter_context(connected(listener, packet()))
+            await enqueue.wait_for_tasks(1)
+            has_heard = stack.enter_context(connected(listener))
+            await has_heard.send_all(PING)
+            assert await exactly(has_heard, 4) == PONG
+            asks = stack.enter_context(connect_socket(listener, PING))
+            assert await trio.to_thread.run_sync(asks.recv, 4) == PONG
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            asks.sendall(packet()[:-1])
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            new = stack.enter_context(connected(listener, packet()))
+            await enqueue.wait_for_tasks(2)
+            assert await until_end(has_heard) == b""
+            with connected(listener, packet()) as one_more:
+                assert await until_end(one_more) == ANSWER_REFUSED
+            asks.sendall(packet()[-1:])
+            await enqueue.wait_for_tasks(3)
+            enqueue.gate.set()
+            assert await exactly(waits, 4) == await exactly(new, 4) == ANSWER_SPOOLED
+            assert await trio.to_thread.run_sync(asks.recv, 4) == ANSWER_SPOOLED
+
+
+async def test_what_is_not_read_soon_is_not_accepted_and_so_not_refused(
+    settings: ListenSettings, enqueue: FakeEnqueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pollset, "LOOK_SECONDS", 0)
+    async with listening(replace(settings, max_connections=pollset.MAX_EVENTS + 10), enqueue) as listener:
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(connect_socket(listener, packet())) for _ in range(3 * pollset.MAX_EVENTS)]
+            for client in clients:
+                assert await trio.to_thread.run_sync(client.recv, 4) == ANSWER_SPOOLED
+                client.close()
 
 
 async def test_who_has_asked_and_was_not_read_yet_is_not_silent(

@@ -51,10 +51,10 @@ def test_who_holds_most_pays_until_no_more_is_held_than_may_be(small: Room) -> N
 def test_what_is_being_kept_counts(small: Room) -> None:
     member = FakeMember(small, 10, 100)
     small.free()
-    small.take(150)
+    small.take(150, 1)
     small.free()
     assert member.requests == 8
-    small.take(10_000)
+    small.take(10_000, 0)
     small.free()
     assert member.requests == 0
 
@@ -70,15 +70,28 @@ def test_four_of_the_largest_bodies_have_room(monkeypatch: pytest.MonkeyPatch) -
 def test_all_are_woken_when_it_is_busy_no_more(small: Room) -> None:
     members = [FakeMember(small, 0, 1), FakeMember(small, 0, 1)]
     for _ in range(3):
-        small.take(60)
-    assert small.is_busy
-    small.give_back(60)
-    assert small.is_busy
+        small.take(60, 1)
+    assert small.lets_large_wait
+    small.give_back(60, 1)
+    assert small.lets_large_wait
     assert [member.woken for member in members] == [0, 0]
-    small.give_back(60)
-    small.give_back(60)
-    assert not small.is_busy
+    small.give_back(60, 1)
+    small.give_back(60, 1)
+    assert not small.lets_large_wait
     assert [member.woken for member in members] == [1, 1]
+
+
+def test_large_ones_wait_only_for_large_ones(small: Room) -> None:
+    small.take(1000, 0)
+    assert small.is_busy
+    assert not small.lets_large_wait
+    small.take(1, 1)
+    assert small.lets_large_wait
+    member = FakeMember(small, 0, 1)
+    small.give_back(1, 1)
+    assert small.is_busy
+    assert member.woken == 1
+    assert not small.lets_large_wait
 
 
 def test_memory_is_given_back_when_much_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:

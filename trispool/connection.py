@@ -6,7 +6,10 @@ Every operation is non-blocking by flag, not by mode, which saves two system cal
 from __future__ import annotations
 
 import enum
+import fcntl
 import socket
+import sys
+import termios
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -15,7 +18,10 @@ if TYPE_CHECKING:
     from trispool.reader import PacketReader
     from trispool.task import NewTask
 
-__all__ = ["Connection", "Pending", "Phase", "Turn"]
+__all__ = ["FEW_BYTES", "Connection", "Pending", "Phase", "Turn"]
+
+FEW_BYTES: Final = 4096
+"""A request that has no more is small."""
 
 _SEND_FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
@@ -25,6 +31,8 @@ class Phase(enum.Enum):
 
     READING = enum.auto()
     """Read."""
+    POSTPONED = enum.auto()
+    """Read on when it is its turn: its request is a large one. Its socket is ready when its client has ended."""
     ENQUEUED = enum.auto()
     """Nothing: its requests are being kept, and no more are read until they are answered."""
     WRITING = enum.auto()
@@ -53,9 +61,10 @@ class Turn:
             whose client expects uwsgi's answer.
         tasks: For each `Pending`, in order.
         size: Bytes of the tasks, more or less.
+        is_large: Whether one of them is a large task, which has had its turn as such.
     """
 
-    __slots__ = ("connection", "replies", "size", "tasks")
+    __slots__ = ("connection", "is_large", "replies", "size", "tasks")
 
     def __init__(
         self, connection: Connection, replies: Sequence[bytes | Pending] | None, tasks: Sequence[NewTask], size: int
@@ -64,6 +73,7 @@ class Turn:
         self.replies = replies
         self.tasks = tasks
         self.size = size
+        self.is_large = connection.is_large
 
 
 class Connection:
@@ -85,7 +95,8 @@ class Connection:
         has_asked: Whether it has ever sent a whole request.
         unsent: What is left of an answer.
         held: How many bytes of incomplete requests it was last found to hold.
-        has_waited: Whether the request under way has been kept from being read.
+        is_large: Whether the request under way has had a turn as a large one.
+        is_quick: Whether much of it came at that turn.
         progress_at: When it last sent something, or took something from us.
         since: When it began what it is slow at (sending a request, reading an answer), or None.
     """
@@ -97,9 +108,10 @@ class Connection:
         "broken",
         "fd",
         "has_asked",
-        "has_waited",
         "held",
         "is_fresh",
+        "is_large",
+        "is_quick",
         "last",
         "phase",
         "progress_at",
@@ -124,7 +136,8 @@ class Connection:
         self.has_asked = False
         self.unsent = b""
         self.held = 0
-        self.has_waited = False
+        self.is_large = False
+        self.is_quick = False
         self.progress_at = now
         self.since: float | None = None
 
@@ -135,6 +148,11 @@ class Connection:
             self._reader = self._new_reader()
             self.is_fresh = False
         return self._reader
+
+    @property
+    def wants_much(self) -> bool:
+        """Whether a large request is under way, most of which has not been read."""
+        return not self.is_fresh and self.reader.missing > FEW_BYTES
 
     @property
     def asks_for(self) -> int:
@@ -162,10 +180,15 @@ class Connection:
         except OSError:
             return b""
 
+    def receivable(self) -> int:
+        """How many bytes `receive` would give by now."""
+        size = fcntl.ioctl(self.fd, termios.FIONREAD, bytes(4))
+        return int.from_bytes(size, sys.byteorder)
+
     def waits_for_us(self) -> bool:
         """Whether it is our turn: its requests are being kept, or there is something to receive."""
         if self.phase is not Phase.READING:
-            return self.phase is Phase.ENQUEUED
+            return self.phase is Phase.ENQUEUED or self.phase is Phase.POSTPONED
         try:
             self.sock.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK)
         except (BlockingIOError, InterruptedError):

@@ -125,7 +125,7 @@ class Listener:
         intake, connections = self._intake, self._connections
         return ListenerStatistics(
             open=len(connections),
-            accepted=connections.accepted,
+            accepted=connections.acceptor.accepted,
             requests=intake.requests,
             spooled=intake.spooled,
             refused=dict(intake.refused),
@@ -164,8 +164,8 @@ class Listener:
             except trio.WouldBlock:
                 await self._slots.acquire()
             burst = connections.look(trio.current_time())
-            if connections.is_short:
-                connections.is_short = False
+            if connections.acceptor.is_short:
+                connections.acceptor.is_short = False
                 nursery.start_soon(self._rest)
             if burst:
                 relief.deadline = trio.current_time() + GIVE_WAY_SECONDS

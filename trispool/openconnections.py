@@ -6,7 +6,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
 from trispool.connection import Connection, Phase
-from trispool.errors import SpoolUnavailable, TaskRefused
+from trispool.errors import MalformedPacket, SpoolUnavailable, TaskRefused
 
 if TYPE_CHECKING:
     from trispool.intake import Intake
@@ -21,6 +21,8 @@ PATIENCE: Final = 4
 MIN_BYTES_PER_SECOND: Final = 64 * 1024
 """… and in addition as long as its bytes take at this pace. A guess, meant for machines of one network."""
 
+_INCOMPLETE: Final = (Phase.READING, Phase.POSTPONED)
+
 
 class OpenConnections(OrderedDict[int, Connection]):
     """By descriptor; the first is the next to time out. It owns what it closes.
@@ -34,6 +36,9 @@ class OpenConnections(OrderedDict[int, Connection]):
         now: The time, seconds, of any clock that does not go back; set by whoever looks at connections.
         timeouts: How many were closed because they were silent or too slow.
         held: How many bytes of incomplete requests are in memory.
+        idle: Those that wait for a request of which nothing has come, the one that has waited for longest first.
+        postponed: Those whose large requests wait for their turn, in this order.
+        gone: Of these, those whose clients have gone. What has come of their requests is whole.
     """
 
     def __init__(self, settings: ListenSettings, intake: Intake, room: Room) -> None:
@@ -44,6 +49,9 @@ class OpenConnections(OrderedDict[int, Connection]):
         self.now = 0.0
         self.timeouts = 0
         self.held = 0
+        self.idle: OrderedDict[int, Connection] = OrderedDict()
+        self.postponed: OrderedDict[int, Connection] = OrderedDict()
+        self.gone: OrderedDict[int, Connection] = OrderedDict()
 
     def has_progressed(self, connection: Connection) -> None:
         """It has sent something, or taken something."""
@@ -52,10 +60,20 @@ class OpenConnections(OrderedDict[int, Connection]):
 
     def close(self, connection: Connection) -> None:
         """It is over."""
-        del self[connection.fd]
+        descriptor = connection.fd
+        del self[descriptor]
+        self.idle.pop(descriptor, None)
         connection.close()
         if not connection.is_fresh:
+            self.postponed.pop(descriptor, None)
+            self.gone.pop(descriptor, None)
             self.forget(connection)
+
+    def refuse_incomplete(self, connection: Connection) -> None:
+        """Nothing more comes, and its request is not whole."""
+        error = MalformedPacket(f"the connection ended, {connection.reader.missing} bytes too early")
+        connection.send(self._intake.refuse(connection, error, reason="incomplete"))
+        self.close(connection)
 
     def hold(self, connection: Connection, size: int) -> None:
         """So many bytes of its incomplete requests are held now."""
@@ -68,6 +86,21 @@ class OpenConnections(OrderedDict[int, Connection]):
         """Nothing of what it has sent is held any more."""
         connection.forget()
         self.hold(connection, 0)
+
+    # Turns
+
+    def postpone(self, connection: Connection) -> None:
+        """It has a large request. Who is quick and has begun goes before the others, for it holds memory."""
+        connection.since = None  # it is not slow
+        self.has_progressed(connection)
+        self.postponed[connection.fd] = connection
+        if connection.is_quick:
+            self.postponed.move_to_end(connection.fd, last=False)
+
+    def resume(self, connection: Connection) -> None:
+        """It is its turn."""
+        del self.postponed[connection.fd]
+        self.gone.pop(connection.fd, None)
 
     # Time
 
@@ -83,31 +116,56 @@ class OpenConnections(OrderedDict[int, Connection]):
             When to look again.
         """
         timeout = self._settings.timeout
-        while self:
-            connection = next(iter(self.values()))
-            if connection.progress_at + timeout > self.now:
-                return connection.progress_at + timeout
-            # What has come and was not read yet, for too much waits for its commit, is progress, too.
-            if connection.waits_for_us():
-                self.has_progressed(connection)
-            else:
-                self.time_out(connection)
-        return self.now + timeout
+        while connection := self._longest_silent(timeout):
+            self.time_out(connection)
+        first = next(iter(self.values()), None)
+        return (self.now if first is None else first.progress_at) + timeout
 
     def end_one(self) -> bool:
-        """Close the one that has been silent for longest, if that is long."""
-        connection = next(iter(self.values()), None)
-        if connection is None or connection.waits_for_us():
-            return False
-        if self.now - connection.progress_at <= self._settings.timeout / 5:
+        """Close the one that is missed least, so that another has its place; False if all are needed.
+
+        First a large request that nobody would hear the answer to, then who has been silent for long, then who is idle,
+        for however short: one that behaves asks long before it has become the one that has been idle for longest.
+        """
+        if self._end_gone("connections"):
+            return True
+        connection = self._longest_silent(self._settings.timeout / 5) or self._longest_idle()
+        if connection is None:
             return False
         self.time_out(connection)
         return True
 
+    def _end_gone(self, reason: str) -> bool:
+        connection = next(iter(self.gone.values()), None)
+        if connection is None:
+            return False
+        self._intake.count(reason, connection.peer, "its client has gone, and others need its place")
+        self.close(connection)
+        return True
+
+    def _longest_silent(self, seconds: float) -> Connection | None:
+        """The one that has made no progress for longest, if it is for so long at least."""
+        while self:
+            connection = next(iter(self.values()))
+            if connection.progress_at + seconds > self.now:
+                return None
+            # What has come and was not read yet, for too much waits for its commit, is progress, too.
+            if not connection.waits_for_us():
+                return connection
+            self.has_progressed(connection)
+        return None
+
+    def _longest_idle(self) -> Connection | None:
+        while self.idle:
+            _, connection = self.idle.popitem(last=False)
+            if not connection.waits_for_us():
+                return connection
+        return None
+
     def time_out(self, connection: Connection) -> None:
         """Close one that was silent or too slow. One that only kept quiet after an answer has done nothing wrong."""
         phase = connection.phase
-        is_incomplete = phase is Phase.READING and not connection.is_fresh and connection.reader.buffered > 0
+        is_incomplete = phase in _INCOMPLETE and not connection.is_fresh and connection.reader.buffered > 0
         is_idle = phase is Phase.READING and connection.has_asked and not is_incomplete
         if not (is_idle or phase is Phase.LINGERING):
             self.timeouts += 1
@@ -122,7 +180,9 @@ class OpenConnections(OrderedDict[int, Connection]):
 
     def refuse_oldest(self) -> bool:
         """Refuse the incomplete request that has waited for its bytes for longest; False if there is none."""
-        waiting = (one for one in self.values() if one.held and one.phase is Phase.READING)
+        if self._end_gone("memory"):
+            return True
+        waiting = (one for one in self.values() if one.held and one.phase in _INCOMPLETE)
         connection = next(waiting, None)
         if connection is None:
             return False

@@ -8,30 +8,28 @@ The rules it keeps:
 3. A connection is in the set for one event only (`EPOLLONESHOT`), and is armed again when it must wait again. Its phase
    says what that event is for. One that has just been answered is armed by the look after the next: most clients have
    closed it by then.
-4. What was received whole is kept, whether or not the client is still there to hear of it.
+4. What was received whole is kept, whether or not the client is still there to hear of it. Only a large request that
+   waits to be read is given up then, if others need its place or its memory.
 5. What is in memory, and what is being kept, is told to the `Room`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
 import select
 import time
 from collections import deque
-from socket import SocketType
 from typing import TYPE_CHECKING, Final
 
-from trispool.bind import allowed
-from trispool.connection import Connection, Phase, Turn
-from trispool.errors import MalformedPacket, SpoolUnavailable, TaskRefused, TrispoolError
+from trispool.acceptor import Acceptor
+from trispool.connection import FEW_BYTES, Connection, Phase, Turn
 from trispool.openconnections import OpenConnections
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator, Sequence
 
+    from trispool.errors import TrispoolError
     from trispool.intake import Intake
     from trispool.room import Room
     from trispool.settings import ListenSettings
@@ -51,23 +49,40 @@ RECEIVE_BYTES: Final = 0xFFFF + 4
 RECEIVE_BODY_BYTES: Final = 128 * 1024
 """One read of a body."""
 
-FEW_BYTES: Final = 4096
-"""A request that has no more is small. So many are read of each connection, however much is under way."""
-
 ALONE_BYTES: Final = 1024 * 1024
 """A request of more is a burst of its own: nobody waits for it, and the store can write it to its file at once."""
 
 _READING: Final = Phase.READING
-_READABLE: Final = select.EPOLLIN | select.EPOLLONESHOT
-_WRITABLE: Final = select.EPOLLOUT | select.EPOLLONESHOT
+_CLIENT_GONE: Final = select.EPOLLHUP | select.EPOLLERR  # what epoll tells of unasked
+_CLIENT_ENDED: Final = _CLIENT_GONE | select.EPOLLRDHUP
 
-_SHORT_OF_RESOURCES: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-
-_ERRORS_OF_ONE_CONNECTION: Final = {
-    *(errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ENOPROTOOPT, errno.ENETDOWN, errno.ENETUNREACH),
-    *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENONET, errno.EOPNOTSUPP, errno.EINTR),
+_READABLE: Final = select.EPOLLONESHOT | select.EPOLLIN | select.EPOLLRDHUP
+_EVENTS: Final = {
+    Phase.POSTPONED: select.EPOLLONESHOT | select.EPOLLRDHUP,
+    Phase.WRITING: select.EPOLLONESHOT | select.EPOLLOUT,
+    Phase.BUFFERED: select.EPOLLONESHOT | select.EPOLLOUT,
+    Phase.LINGERING: select.EPOLLONESHOT | select.EPOLLIN,
 }
-"""accept(2): Linux passes on errors that the new connection has met already; they say nothing about the socket."""
+"""What the other phases wait for."""
+
+
+class Look:
+    """One look at the connections: what it yields, and when it is over.
+
+    Attributes:
+        burst: The turns that are to be kept.
+        is_closed: Whether nothing more may come into this burst.
+    """
+
+    def __init__(self) -> None:
+        self.burst: list[Turn] = []
+        self.is_closed = False
+        self._ends_at = time.perf_counter() + LOOK_SECONDS
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is the others' turn."""
+        return self.is_closed or time.perf_counter() >= self._ends_at
 
 
 class PollSet:
@@ -80,29 +95,25 @@ class PollSet:
         sockets: Those that listen; not closed here.
 
     Attributes:
-        accepted: How many connections were accepted.
+        acceptor: Takes new connections.
         rests: To be set while no look follows until something is ready.
-        is_short: Set when accepting failed for lack of descriptors or memory, for whoever can let it rest.
     """
 
     def __init__(self, settings: ListenSettings, intake: Intake, room: Room, sockets: Sequence[socket.socket]) -> None:
-        self._settings = settings
         self._intake = intake
         self._room = room
         self._sockets = {listening.fileno(): listening for listening in sockets}
         self._poll = select.epoll()
         self._open = OpenConnections(settings, intake, room)
-        # Seen to be ready, and not yet served. A queue of our own: what is armed anew goes behind what came meanwhile.
+        self.acceptor = Acceptor(settings, intake, self._open)
+        # Seen to be ready, and not yet served. Queues of our own: what is armed anew goes behind what came meanwhile.
+        self._new: deque[Connection] = deque()
         self._ready: deque[Connection] = deque()
         self._greedy: deque[Connection] = deque()  # more than a turn takes; last: one task shall not wait for 50,000
-        self._postponed: deque[Connection] = deque()  # large requests, while too much is under way
         # Answered to the end, the later ones since the last look.
         self._answered: list[Connection] = []
         self._just_answered: list[Connection] = []
-        self._is_allowed = allowed(settings.allow_networks)
-        self._ends_at = 0.0  # when the look does, on the clock of `perf_counter`; 0: at once
-        self.accepted = 0
-        self.is_short = False
+        self._large_first = False
         self.rests = False
         for descriptor in self._sockets:
             self._poll.register(descriptor, select.EPOLLIN)
@@ -149,42 +160,48 @@ class PollSet:
             now: Seconds, of any clock that does not go back.
         """
         self._open.now = now
-        self._ends_at = time.perf_counter() + LOOK_SECONDS
+        look = Look()
+        new, ready, idle = self._new, self._ready, self._open.idle
         acceptable: list[socket.socket] = []
-        ready = self._ready
-        for descriptor, _ in self._poll.poll(0, MAX_EVENTS):
+        for descriptor, events in self._poll.poll(0, MAX_EVENTS):
             connection = self._open.get(descriptor)
             if connection is not None:
-                (self._greedy if connection.phase is Phase.BUFFERED else ready).append(connection)
+                idle.pop(descriptor, None)
+                if connection.is_fresh:  # as those that send small requests are
+                    ready.append(connection)
+                else:
+                    self._line_up(connection, events)
             elif descriptor in self._sockets:
                 acceptable.append(self._sockets[descriptor])
         # Before anything is read: the clients of a Unix socket, which are shown before they have sent anything, then
-        # mostly have, once it is their turn.
+        # mostly have, once it is their turn. Not more than are served soon: in the kernel they take nobody's place.
         for listening in acceptable:
-            self._accept(listening)
-        burst: list[Turn] = []
+            new.extend(self.acceptor.accept(listening, MAX_EVENTS - len(new)))
         ready.extend(self._answered)
         self._answered, self._just_answered = self._just_answered, []
-        while self._postponed and not self._room.is_busy:
-            self._serve_ready(self._postponed.popleft(), burst)
-            if time.perf_counter() >= self._ends_at:
+        # Small ones first, for they are soon done; but every other time a large one, which may need a burst of its own.
+        self._large_first = not self._large_first
+        if self._large_first:
+            self._serve_postponed(look)
+        while (new or ready) and not look.is_closed:
+            for queue in (new, ready):
+                if queue and not look.is_closed:
+                    self._serve(queue.popleft(), look)
+            if look.is_over:
                 break
-        while ready and self._ends_at:
-            self._serve_ready(ready.popleft(), burst)
-            if time.perf_counter() >= self._ends_at:
+        while not look.is_over and self._serve_postponed(look):
+            pass
+        while self._greedy and not look.is_closed:  # one at least, too
+            self._serve(self._greedy.popleft(), look)
+            if look.is_over or self._room.is_busy:
                 break
-        # One at least, however many others there are.
-        while self._greedy and self._ends_at:
-            self._serve_ready(self._greedy.popleft(), burst)
-            if time.perf_counter() >= self._ends_at or self._room.is_busy:
-                break
-        return burst
+        return look.burst
 
     def has_more(self) -> bool:
         """Whether the last look left something for the next one."""
-        if self._postponed and not self._room.is_busy:
+        if self._open.postponed and not self._room.lets_large_wait:
             return True
-        return bool(self._ready or self._greedy or self._answered or self._just_answered)
+        return bool(self._new or self._ready or self._greedy or self._answered or self._just_answered)
 
     def answer(self, burst: Sequence[Turn], results: Sequence[Accepted | TrispoolError], now: float) -> None:
         """Answer turns whose tasks are kept, or not.
@@ -195,7 +212,7 @@ class PollSet:
             now: As for `look`.
         """
         self._open.now = now
-        self._room.give_back(sum(turn.size for turn in burst))
+        self._room.give_back(sum(turn.size for turn in burst), sum(turn.is_large for turn in burst))
         remaining: Iterator[Accepted | TrispoolError] = iter(results)
         for turn in burst:
             self._send(turn.connection, self._intake.answer(turn, remaining))
@@ -209,51 +226,59 @@ class PollSet:
         self._open.now = now
         return self._open.end_silent()
 
-    def _accept(self, listening: socket.socket) -> None:
-        family, kind = listening.family, listening.type
-        for _ in range(MAX_EVENTS):
-            try:
-                # Not accept(): the Python object that it makes of a socket costs a tenth of all that a request costs.
-                descriptor, address = listening._accept()  # type: ignore[attr-defined] # not in typeshed
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if error.errno in _SHORT_OF_RESOURCES:
-                    self._intake.count("resources", "", f"accepting pauses: {error}")
-                    self.is_short = True
-                    break
-                if error.errno in _ERRORS_OF_ONE_CONNECTION:
-                    continue
-                raise
-            self.accepted += 1
-            sock = SocketType(family, kind, 0, descriptor)
-            connection = Connection(sock, address, self._intake.new_reader, self._open.now)
-            if self._is_allowed and isinstance(address, tuple) and not self._is_allowed(address[0]):
-                self._intake.count("network", connection.peer, "its network is not among allow_networks")
-                sock.close()
-            elif len(self._open) >= self._settings.max_connections and not self._open.end_one():
-                self._turn_away(connection)
-            else:
-                self._open[connection.fd] = connection
-                self._ready.append(connection)
+    def _line_up(self, connection: Connection, events: int) -> None:
+        """Put a connection that is ready behind the others of its kind."""
+        phase = connection.phase
+        if phase is Phase.POSTPONED:
+            self._has_ended(connection, events)
+        elif phase is Phase.BUFFERED:
+            self._greedy.append(connection)
+        elif phase is _READING and connection.wants_much:
+            self._postpone(connection, events)
+        else:
+            self._ready.append(connection)
 
-    def _turn_away(self, connection: Connection) -> None:
-        """Refuse a connection without having room for it."""
-        error = SpoolUnavailable(
-            f"{self._settings.max_connections} connections are open, max_connections allows no more"
-        )
-        connection.reader.receive_data(connection.receive(RECEIVE_BYTES) or b"")
-        with contextlib.suppress(TaskRefused):
-            connection.reader.next_event()  # so that its vars are known
-        connection.send(self._intake.refuse(connection, error, reason="connections"))
-        connection.close()
+    def _postpone(self, connection: Connection, events: int) -> None:
+        """Read a large request further when it is its turn: small ones go before it, and much may be under way."""
+        self._open.postpone(connection)
+        if events & _CLIENT_ENDED:
+            connection.phase = Phase.POSTPONED
+            self._has_ended(connection, events)
+        else:
+            self._arm(connection, Phase.POSTPONED)
 
-    def _serve_ready(self, connection: Connection, burst: list[Turn]) -> None:
+    def _has_ended(self, connection: Connection, events: int) -> None:
+        """Nothing more comes of a large request, whose turn has not come yet."""
+        if connection.receivable() < connection.reader.missing:
+            self._open.refuse_incomplete(connection)
+        elif events & _CLIENT_GONE:
+            self._open.gone[connection.fd] = connection
+
+    def _serve_postponed(self, look: Look) -> bool:
+        """Read on the large request whose turn it is; False if it cannot be done now."""
+        if not self._open.postponed or self._room.lets_large_wait:
+            return False
+        connection = next(iter(self._open.postponed.values()))
+        missing = connection.reader.missing
+        size = RECEIVE_BYTES if missing <= RECEIVE_BYTES else RECEIVE_BODY_BYTES
+        if look.burst and missing <= size and connection.asks_for > ALONE_BYTES:
+            look.is_closed = True
+            return False
+        self._open.resume(connection)
+        data = connection.receive(size)
+        connection.is_large = True
+        connection.is_quick = data is not None and len(data) > FEW_BYTES
+        self._take(connection, data, look)
+        return True
+
+    def _serve(self, connection: Connection, look: Look) -> None:
         phase = connection.phase
         if phase is _READING:
-            self._receive(connection, burst)
+            # The beginning tells which new ones are large, too, and of these one after another is to be read.
+            is_enough = self._room.is_busy or (self._open.postponed and not connection.has_asked)
+            self._take(connection, connection.receive(FEW_BYTES if is_enough else RECEIVE_BYTES), look)
         elif phase is Phase.BUFFERED:
-            self._advance(connection, burst)
+            self._advance(connection, look)
         elif phase is Phase.WRITING:
             if self._open.is_too_slow(connection, 0):
                 self._open.time_out(connection)
@@ -262,57 +287,43 @@ class PollSet:
         elif phase is Phase.LINGERING:
             self._discard(connection)
 
-    def _receive(self, connection: Connection, burst: list[Turn]) -> None:
-        size = RECEIVE_BYTES
-        if not connection.is_fresh and (missing := connection.reader.missing) > FEW_BYTES:
-            if self._room.is_busy:
-                self._postpone(connection)
-                return
-            if missing > RECEIVE_BYTES:
-                size = RECEIVE_BODY_BYTES
-            if burst and missing <= size and connection.asks_for > ALONE_BYTES:
-                self._ready.appendleft(connection)
-                self._ends_at = 0.0
-                return
-        elif self._room.is_busy:
-            size = FEW_BYTES
-        data = connection.receive(size)
+    def _take(self, connection: Connection, data: bytes | None, look: Look) -> None:
+        """Go on with what was received."""
         if data:
             self._open.has_progressed(connection)
             if connection.is_fresh and (turn := self._intake.plain_turn(connection, data)):
                 connection.has_asked = True
-                self._keep(turn, burst)
+                self._keep(turn, look)
                 return
             connection.reader.receive_data(data)
-            self._advance(connection, burst)
+            self._advance(connection, look)
         elif data is None:
             self._arm(connection, Phase.READING)
-        else:
-            if not connection.is_fresh and connection.reader.buffered:
-                error = MalformedPacket(f"the connection ended, {connection.reader.missing} bytes too early")
-                connection.send(self._intake.refuse(connection, error, reason="incomplete"))
+        elif connection.is_fresh or not connection.reader.buffered:
             self._open.close(connection)
+        else:
+            self._open.refuse_incomplete(connection)
 
-    def _advance(self, connection: Connection, burst: list[Turn]) -> None:
+    def _advance(self, connection: Connection, look: Look) -> None:
         """Go on with what a connection has sent."""
         turn = self._intake.next_turn(connection)
         if turn is None:
             self._wait_for_more(connection)
             return
         connection.has_asked = True
-        connection.has_waited = False
+        connection.is_large = connection.is_quick = False
         self._open.hold(connection, connection.reader.buffered)
         if turn.tasks:
-            self._keep(turn, burst)
+            self._keep(turn, look)
         else:
             self._send(connection, self._intake.answer(turn, iter(())))
 
-    def _keep(self, turn: Turn, burst: list[Turn]) -> None:
+    def _keep(self, turn: Turn, look: Look) -> None:
         turn.connection.phase = Phase.ENQUEUED
-        self._room.take(turn.size)
-        burst.append(turn)
+        self._room.take(turn.size, turn.is_large)
+        look.burst.append(turn)
         if turn.size > ALONE_BYTES:
-            self._ends_at = 0.0
+            look.is_closed = True
 
     def _send(self, connection: Connection, data: bytes) -> None:
         if not connection.send(data):
@@ -349,23 +360,13 @@ class PollSet:
         self._arm(connection, Phase.READING)
         self._room.free()
 
-    def _postpone(self, connection: Connection) -> None:
-        """Read a large request no further while too much is under way."""
-        if connection.has_waited:  # others have come before it already, and it holds memory
-            self._postponed.appendleft(connection)
-        else:
-            connection.has_waited = True
-            self._postponed.append(connection)
-        connection.since = None  # it is not slow
-        self._open.has_progressed(connection)
-
     def refuse_oldest(self) -> bool:
         """See `OpenConnections.refuse_oldest`."""
         return self._open.refuse_oldest()
 
     def wake(self) -> None:
         """Go on with large requests."""
-        if self._postponed:
+        if self._open.postponed:
             os.eventfd_write(self._waker, 1)
 
     def _linger(self, connection: Connection) -> None:
@@ -387,7 +388,9 @@ class PollSet:
     def _arm(self, connection: Connection, phase: Phase) -> None:
         """Wait for the one event that the phase is about."""
         connection.phase = phase
-        event = _WRITABLE if phase is Phase.WRITING or phase is Phase.BUFFERED else _READABLE
+        if phase is _READING and not connection.held:
+            self._open.idle[connection.fd] = connection
+        event = _READABLE if phase is _READING else _EVENTS[phase]
         if connection.watched:
             self._poll.modify(connection.fd, event)
         else:

@@ -2,7 +2,7 @@
 
 Who is slow takes memory: of incomplete requests that are too many, the oldest are refused. Who is fast with large ones
 takes the disk's time: while much is being kept, large requests are read no further, which their clients feel, and small
-ones still are.
+ones still are. However many small ones that are, one large request at a time goes on.
 
 What has come by sockets and is not kept has in memory, at the most: `HELD_BYTES`, or four of the largest bodies; an
 eighth of it more, which Python keeps ready for bytes that grow; and `TRIM_BYTES` or so that have not been given back.
@@ -55,6 +55,7 @@ class Room:
     """
 
     def __init__(self, largest_body: int) -> None:
+        self._large_under_way = 0
         self._most = max(HELD_BYTES, 4 * largest_body)
         self._members: list[Member] = []
         self._trimmed_at = 0
@@ -63,8 +64,13 @@ class Room:
 
     @property
     def is_busy(self) -> bool:
-        """Whether so much is under way that large requests have to wait."""
+        """Whether so much is under way that little is read of each connection."""
         return self.under_way >= UNDER_WAY_BYTES
+
+    @property
+    def lets_large_wait(self) -> bool:
+        """Whether large requests are read no further. Small ones alone keep none from its turn."""
+        return self._large_under_way > 0 and self.is_busy
 
     def enter(self, member: Member) -> None:
         """One more listener."""
@@ -88,14 +94,16 @@ class Room:
             if not any(member.refuse_oldest() for member in members):
                 return
 
-    def take(self, size: int) -> None:
-        """So many bytes are whole, and to be kept."""
+    def take(self, size: int, large: int) -> None:
+        """So many bytes are whole, and to be kept; so many large requests are among them."""
         self.under_way += size
+        self._large_under_way += large
 
-    def give_back(self, size: int) -> None:
-        """So many bytes are kept, or will not be."""
-        was_busy = self.is_busy
+    def give_back(self, size: int, large: int) -> None:
+        """What was taken is kept, or will not be."""
+        let_large_wait = self.lets_large_wait
         self.under_way -= size
-        if was_busy and not self.is_busy:
+        self._large_under_way -= large
+        if let_large_wait and not self.lets_large_wait:
             for member in self._members:
                 member.wake()
