@@ -885,6 +885,23 @@ async def test_a_large_request_whose_client_has_gone_is_kept_if_nobody_needs_its
     assert [len(task.body) for task in enqueue.tasks] == [200_000, 0 if is_full else 30_000]
 
 
+async def test_much_is_not_searched_for_what_a_look_at_its_vars_tells(
+    settings: ListenSettings, enqueue: FakeEnqueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[int] = []
+
+    def is_plain(payload: bytes) -> bool:
+        searched.append(len(payload))
+        return True
+
+    monkeypatch.setattr(intake, "is_plain", is_plain)
+    async with listening(settings, enqueue) as listener:
+        for sent in (packet({"n": "x" * 60_000}), packet({"CONTENT_LENGTH": "5"}, b"bytes")):
+            with connected(listener, sent) as client:
+                assert await exactly(client, 4) == ANSWER_SPOOLED
+    assert searched == []
+
+
 async def test_nobody_waits_for_a_very_large_request(
     settings: ListenSettings, enqueue: FakeEnqueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:

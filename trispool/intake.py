@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from trispool.connection import Connection, Pending, Turn
+from trispool.connection import FEW_BYTES, Connection, Pending, Turn
 from trispool.errors import MalformedPacket, SpoolUnavailable, TaskRefused, TrispoolError
 from trispool.packet import (
     ANSWER_REFUSED,
@@ -55,6 +55,7 @@ class Intake:
         self._modifiers = frozenset(settings.accept_modifiers)
         self._always_http = settings.reply == "http"
         self._never_http = settings.reply == "uwsgi"
+        self._most_plain = min(settings.max_packet, FEW_BYTES)  # `is_plain` takes 130 µs for 60 KB, `decode_vars` 2
         self._quiet_until: dict[str, float] = {}
         self._unlogged: Counter[str] = Counter()
         self.requests = 0
@@ -75,22 +76,22 @@ class Intake:
         """
         if self._always_http:
             return None
-        tasks: list[NewTask] = []
+        # All headers first: what is a body and no packet is not worth a look at the packet before it.
+        payloads: list[bytes] = []
         end, position = len(data), 0
         while position < end:
             start = position + 4
-            if start > end or data[position] not in self._modifiers or len(tasks) == TURN_REQUESTS:
+            if start > end or data[position] not in self._modifiers or len(payloads) == TURN_REQUESTS:
                 return None
             size = data[position + 1] | data[position + 2] << 8
             position = start + size
-            if position > end or size > self._settings.max_packet:
+            if position > end or size > self._most_plain:
                 return None
-            payload = data[start:position]
-            if not is_plain(payload):
-                return None
-            tasks.append(NewTask(payload))
-        self.requests += len(tasks)
-        return Turn(connection, None, tasks, end)
+            payloads.append(data[start:position])
+        if not all(map(is_plain, payloads)):
+            return None
+        self.requests += len(payloads)
+        return Turn(connection, None, list(map(NewTask, payloads)), end)
 
     def next_turn(self, connection: Connection) -> Turn | None:
         """The whole requests that a connection has sent, up to a limit; None if there is none.

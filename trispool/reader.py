@@ -135,8 +135,9 @@ class PacketReader:
                 return NEED_DATA
             vars = read.vars
             self.from_web = wants_http(vars)
-            # Most packets name neither, and a search through the bytes is the quickest way to know.
-            if b"CONTENT_LENGTH" not in read.payload and b"TRANSFER_ENCODING" not in read.payload:
+            # Most packets name neither, and a search through the bytes, if they are few, is the quickest way to know.
+            payload = read.payload
+            if len(payload) < 1000 and b"CONTENT_LENGTH" not in payload and b"TRANSFER_ENCODING" not in payload:
                 return read
             size = self._body_size(vars)
             if not size:
