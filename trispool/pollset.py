@@ -117,9 +117,9 @@ class PollSet:
         self.rests = False
         for descriptor in self._sockets:
             self._poll.register(descriptor, select.EPOLLIN)
-        # To be woken by: written to and never read, for each write is an event.
-        self._waker = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._poll.register(self._waker, select.EPOLLIN | select.EPOLLET)
+        # To be woken by: always readable, which is told once each time that it is armed.
+        self._waker = os.eventfd(1, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poll.register(self._waker, 0)
         room.enter(self)
 
     def __len__(self) -> int:
@@ -367,7 +367,7 @@ class PollSet:
     def wake(self) -> None:
         """Go on with large requests."""
         if self._open.postponed:
-            os.eventfd_write(self._waker, 1)
+            self._poll.modify(self._waker, select.EPOLLIN | select.EPOLLONESHOT)
 
     def _linger(self, connection: Connection) -> None:
         connection.end()
