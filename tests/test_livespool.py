@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
+    from trio.testing import MockClock
+
     from tests.worker_support import Gate
 
 
@@ -130,6 +132,16 @@ async def test_a_spool_whose_tasks_others_run_gets_no_workers(tmp_path: Path) ->
 
 
 # What lies aside
+
+
+async def test_nothing_is_waited_for_where_no_worker_could_begin(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async def has_caught_up(processes: int) -> bool:
+        async with open_spool(settings(tmp_path, processes=processes), []) as spool:
+            with trio.move_on_after(1) as waiting:
+                await spool.wait_caught_up()
+            return not waiting.cancelled_caught
+
+    assert [await has_caught_up(processes) for processes in (1, 0)] == [False, True]
 
 
 async def test_status_counts_what_is_held_and_dead_without_looking(

@@ -151,8 +151,9 @@ class LiveSpool:
         await self._scanner.run_scanner(task_status=task_status)
 
     async def wait_caught_up(self) -> None:
-        """See `Dispatcher.wait_caught_up`."""
-        await self._dispatcher.wait_caught_up()
+        """See `Dispatcher.wait_caught_up`; without workers there is nothing to wait for."""
+        if self._pool.statistics().processes:
+            await self._dispatcher.wait_caught_up()
 
     async def drain(self, deadline: float) -> None:
         """Start nothing more, let what runs finish until the deadline (on Trio's clock), and end the workers."""
