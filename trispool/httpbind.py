@@ -13,7 +13,7 @@ import socket
 import ssl
 import stat
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
@@ -27,7 +27,12 @@ __all__ = ["HttpListeners", "http_listeners"]
 UNIX_MODE: Final = 0o660
 """A Unix socket is for the service's user and group; then a token is needed on top."""
 
-_Listener: TypeAlias = "trio.SocketListener | trio.SSLListener[trio.SocketStream]"
+BACKLOG: Final = 4096
+"""Connections that wait to be accepted on a Unix socket. The kernel takes what `somaxconn` allows."""
+
+DEFER_SECONDS: Final = 5
+"""The kernel shows us a TCP connection only with its first data, or after about so long without: a silent client costs
+nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +40,13 @@ class HttpListeners:
     """What listens.
 
     Attributes:
-        listeners: At least one; a host name may stand for several addresses.
+        sockets: At least one, which do not block; a host name may stand for several addresses.
+        tls: For their connections, or None.
         urls: Of each, such as `http://127.0.0.1:8080` or `unix:/run/admin.sock`.
     """
 
-    listeners: Sequence[_Listener]
+    sockets: Sequence[socket.socket]
+    tls: ssl.SSLContext | None
     urls: Sequence[str]
 
 
@@ -64,27 +71,31 @@ async def http_listeners(
             sockets = [stack.enter_context(_unix_listener(bind))]
         else:
             sockets = await _tcp_listeners(bind)
-            for listener in sockets:
-                stack.callback(listener.socket.close)
-        yield HttpListeners(
-            [trio.SSLListener(listener, tls, https_compatible=True) if tls else listener for listener in sockets],
-            [_url(listener, bind, is_tls=tls is not None) for listener in sockets],
-        )
+            for listening in sockets:
+                stack.callback(listening.close)
+        yield HttpListeners(sockets, tls, [_url(listening, bind, is_tls=tls is not None) for listening in sockets])
 
 
-async def _tcp_listeners(bind: str) -> list[trio.SocketListener]:
+async def _tcp_listeners(bind: str) -> list[socket.socket]:
     host, colon, port = bind.rpartition(":")
     # getaddrinfo would take a port modulo 65,536.
     if not (colon and port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 0xFFFF):
         raise ConfigError([f"http.bind = {bind!r}: expected host:port or unix:path"])
     try:
-        return list(await trio.open_tcp_listeners(int(port), host=host.strip("[]") or None))
+        listeners = await trio.open_tcp_listeners(int(port), host=host.strip("[]") or None)
     except (OSError, UnicodeError) as error:
         raise _cannot_bind(bind, error) from error
+    sockets = [socket.socket(fileno=listener.socket.detach()) for listener in listeners]
+    for listening in sockets:
+        listening.setblocking(False)
+        # Accepted sockets inherit it.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER_SECONDS)
+    return sockets
 
 
 @contextlib.contextmanager
-def _unix_listener(bind: str) -> Iterator[trio.SocketListener]:
+def _unix_listener(bind: str) -> Iterator[socket.socket]:
     """A listener whose socket file goes when it goes, unless another server has put its own there meanwhile."""
     path = bind.removeprefix("unix:")
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -93,14 +104,15 @@ def _unix_listener(bind: str) -> Iterator[trio.SocketListener]:
         sock.bind(path)
         # Nobody can connect before `listen`, so there is no moment at which the umask decides who may.
         os.chmod(path, UNIX_MODE)
-        sock.listen(128)
+        sock.listen(BACKLOG)
+        sock.setblocking(False)
         made = os.stat(path)
     except OSError as error:
         sock.close()
         raise _cannot_bind(bind, error) from error
     try:
         with sock:
-            yield trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+            yield sock
     finally:
         with contextlib.suppress(OSError):
             if os.path.samestat(os.stat(path), made):
@@ -141,8 +153,8 @@ def _tls_context(certfile: str, keyfile: str | None) -> ssl.SSLContext:
     return context
 
 
-def _url(listener: trio.SocketListener, bind: str, *, is_tls: bool) -> str:
-    name: Any = listener.socket.getsockname()
+def _url(listening: socket.socket, bind: str, *, is_tls: bool) -> str:
+    name: Any = listening.getsockname()
     if not isinstance(name, tuple):
         return bind
     host = f"[{name[0]}]" if ":" in name[0] else name[0]

@@ -8,6 +8,7 @@ for them, and Quart would route them past the guard). A client that offers to up
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 import h11
@@ -23,10 +24,16 @@ from trispool.admin.accesslog import AccessLog, note_answer
 from trispool.admin.problems import document
 from trispool.httpcounts import HttpCounts
 
+if TYPE_CHECKING:
+    from hypercorn.typing import H11SendableEvent
+
 __all__ = ["Http1", "HttpConfig", "problem_bytes"]
 
 _INCOMPLETE = (h11.IDLE, h11.SEND_BODY, h11.ERROR)
 """States of a client of whose request more should come, or would have."""
+
+JOIN_BYTES = 16 * 1024
+"""So much of an answer's content is sent together with its head. More is not copied, for all that wait may share it."""
 
 _DETAILS = {431: "The headers of the request are too large.", 505: "Only HTTP/1.0 and HTTP/1.1 are spoken here."}
 
@@ -65,6 +72,14 @@ class _UnfitRequestError(Exception):
 
 class Http1(H11Protocol):
     """One HTTP/1.1 connection, as events."""
+
+    _head: bytes = b""
+    """Of an answer, kept until its content is here: to send it alone costs as much again, and the client a packet."""
+
+    @property
+    def has_asked(self) -> bool:
+        """Whether a request has ever come, to the end of its headers."""
+        return self.keep_alive_requests > 0
 
     @property
     def has_whole_request(self) -> bool:
@@ -108,6 +123,24 @@ class Http1(H11Protocol):
                 method=request.method, target=request.target, headers=headers, http_version=request.http_version
             )
         await super()._create_stream(request)
+
+    async def _send_h11_event(self, event: H11SendableEvent) -> None:
+        try:
+            data = self.connection.send(event) or b""
+        except h11.LocalProtocolError:
+            if self.connection.their_state != h11.ERROR:
+                raise
+            return
+        if isinstance(event, h11.Response):
+            self._head = data
+            return
+        if self._head:
+            head, self._head = self._head, b""
+            if len(data) <= JOIN_BYTES:
+                data = head + data
+            else:
+                await self.send(RawData(head))
+        await self.send(RawData(data))
 
     async def _send_error_response(self, status_code: int) -> None:
         """Answer what is not a request; Hypercorn's own answer has no content.

@@ -10,21 +10,26 @@ are answered; a client that does not take its answer gets `stop_stall_seconds`; 
 from __future__ import annotations
 
 import contextlib
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final, cast
 
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.trio.worker_context import WorkerContext
 
+from trispool.admin.accepting import accept_all
 from trispool.admin.accesslog import note_requests
-from trispool.admin.connection import CHUNK, Connection, Crowd, Stream
+from trispool.admin.connection import CHUNK, Connection
+from trispool.admin.crowd import Crowd
 from trispool.admin.http1 import HttpConfig, problem_bytes
 from trispool.admin.settings import ServerLimits
 from trispool.admin.streams import STREAMS
+from trispool.bind import allowed
 from trispool.httpbind import HttpListeners, http_listeners
 
 if TYPE_CHECKING:
+    import socket
+    import ssl
+
     from hypercorn.typing import ASGIFramework
     from quart import Quart
 
@@ -73,7 +78,8 @@ async def serve_admin(
             grace_left = 0.0  # unless stopped politely
             try:
                 async with trio.open_nursery() as accepting:
-                    accepting.start_soon(_accept, server, bind, connections)
+                    for listening in bind.sockets:
+                        accepting.start_soon(server.accept, listening, bind.tls, connections)
                     task_status.started([*bind.urls])
                     await stop.wait()
                     grace_left = grace
@@ -81,14 +87,6 @@ async def serve_admin(
             finally:
                 await server.terminate()
                 connections.cancel_scope.deadline = trio.current_time() + grace_left
-
-
-async def _accept(server: _Server, bound: HttpListeners, connections: trio.Nursery) -> None:
-    """`serve_listeners` waits and goes on when descriptors run out, and closes the listeners."""
-    # trio.Listener is invariant in its stream, so no type says "either kind of listener".
-    await trio.serve_listeners(
-        server.serve, cast("list[trio.SocketListener]", bound.listeners), handler_nursery=connections
-    )
 
 
 class _Server:
@@ -102,17 +100,25 @@ class _Server:
         self._context = WorkerContext(None)
         self._crowd = Crowd(limits)
         self._limits = limits
+        self._may_connect = allowed(limits.networks or ())
         self._refusing = 0
 
-    async def serve(self, stream: Stream) -> None:
-        """Serve one client to its end."""
-        if not self._may_connect(stream):
-            await trio.aclose_forcefully(stream)
-        elif self._crowd.is_full and not self._crowd.make_room():
-            await self._refuse(stream)
-        else:
-            with self._crowd.member():
-                await Connection(self._app, self._config, self._context, self._crowd, stream).run()
+    async def accept(self, listening: socket.socket, tls: ssl.SSLContext | None, connections: trio.Nursery) -> None:
+        """Take what comes on a socket that listens, until cancelled."""
+
+        def serve(sock: socket.socket) -> None:
+            self._crowd.enter()
+            connections.start_soon(self._serve, sock, tls)
+
+        def refuse(sock: socket.socket) -> None:
+            # Not over TLS: the handshake is what would cost.
+            if tls is not None or self._refusing >= MAX_REFUSING:
+                sock.close()
+            else:
+                self._refusing += 1
+                connections.start_soon(self._refuse, sock)
+
+        await accept_all(listening, self._crowd, self._may_connect, serve, refuse)
 
     async def terminate(self) -> None:
         """Let connections end."""
@@ -121,33 +127,31 @@ class _Server:
             self._streams.stop()
         self._crowd.stop()
 
-    def _may_connect(self, stream: Stream) -> bool:
-        if self._limits.networks is None:
-            return True
-        transport = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
+    async def _serve(self, sock: socket.socket, tls: ssl.SSLContext | None) -> None:
+        """Serve one client to its end."""
         try:
-            peer = transport.socket.getpeername()
-        except OSError:
-            return False  # gone
-        if not isinstance(peer, tuple):
-            return True  # a Unix socket has its permissions
-        # Never an IPv4 address in IPv6 clothes: trio.open_tcp_listeners keeps the two apart.
-        return any(ip_address(peer[0]) in network for network in self._limits.networks)
+            with sock, contextlib.suppress(OSError):  # of one that has left
+                stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
+                transport = trio.SSLStream(stream, tls, server_side=True, https_compatible=True) if tls else stream
+                await Connection(self._app, self._config, self._context, self._crowd, transport).run()
+        finally:
+            self._crowd.leave()
 
-    async def _refuse(self, stream: Stream) -> None:
-        """Answer 503 without looking at the request. Not over TLS: the handshake is what would cost."""
-        with contextlib.suppress(trio.BrokenResourceError):
-            if isinstance(stream, trio.SocketStream) and self._refusing < MAX_REFUSING:
-                self._refusing += 1
-                try:
-                    with trio.move_on_after(self._limits.linger_seconds):
-                        await stream.send_all(_BUSY)
-                        await stream.send_eof()
-                        while await stream.receive_some(CHUNK):
-                            pass  # see Connection._finish
-                finally:
-                    self._refusing -= 1
-        await trio.aclose_forcefully(stream)
+    async def _refuse(self, sock: socket.socket) -> None:
+        """Answer 503 without looking at the request."""
+        try:
+            with (
+                contextlib.suppress(OSError, trio.BrokenResourceError),
+                trio.move_on_after(self._limits.linger_seconds),
+            ):
+                async with trio.SocketStream(trio.socket.from_stdlib_socket(sock)) as stream:
+                    await stream.send_all(_BUSY)
+                    await stream.send_eof()
+                    while await stream.receive_some(CHUNK):
+                        pass  # see Connection._finish
+        finally:
+            sock.close()
+            self._refusing -= 1
 
 
 def _busy_answer() -> bytes:

@@ -41,8 +41,8 @@ class ServerLimits:
     """What the server allows to a connection.
 
     Attributes:
-        max_connections: One more ends one that has been idle or has stalled, the longest; if there is none it is
-            answered with 503. A connection costs about 50 KiB and a descriptor.
+        max_connections: One more ends one that has stalled or has been idle, the longest; if there is none it waits
+            `crowd.FULL_SECONDS`, and is answered with 503. A connection costs about 50 KiB and a descriptor.
         idle_seconds: A connection without a request is closed after so long; also the time for a request's headers.
         stall_seconds: A client that takes none of `connection.CHUNK` bytes of an answer for so long is cut off.
         stop_stall_seconds: The same while the server stops.
