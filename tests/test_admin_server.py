@@ -659,6 +659,43 @@ async def test_strange_request_gets_an_answer_and_harms_nobody(data: bytes, stat
 
 
 @pytest.mark.parametrize(
+    ("start", "status"),
+    [
+        ("GET /api/v1/spools", 401),
+        ("HEAD /api/v1/spools", 401),
+        ("POST /api/v1/spools/default/tasks", 401),
+        ("DELETE /api/v1/spools", 401),
+        ("GET /nothing/here", 401),
+        ("GET //healthz", 200),
+        ("GET /healthz?x=y", 200),
+        ("HEAD /healthz", 200),
+        ("POST /api/v1/session", 415),
+    ],
+)
+async def test_who_brings_no_token_is_told_the_same_with_and_without_the_application(start: str, status: int) -> None:
+    """The server answers most strangers itself. With a cookie that says nothing the application does."""
+    async with serving(settings=AdminSettings(hosts=["localhost"])) as server:
+        head = f"{start} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+        early = await server.ask(f"{head}\r\n".encode())
+        late = await server.ask(f"{head}Cookie: other=1\r\n\r\n".encode())
+        for answer in (early, late):
+            answer[1].pop("date", None)
+        assert early == late
+        assert early[0] == status
+        assert (await server.ask(f"{start} HTTP/1.1\r\nHost: evil\r\nConnection: close\r\n\r\n".encode()))[0] == 421
+
+
+async def test_most_strangers_do_not_reach_the_application() -> None:
+    async with serving() as server:
+        seen: list[str] = []
+        server.app.before_request(lambda: seen.append("asked"))
+        status, headers, _ = await server.ask(request("POST", TASKS, length=LARGE).replace(b"Authorization", b"X-Not"))
+        assert (status, headers["connection"]) == (401, "close")
+        assert (await server.ask(request("GET", "/healthz", b"", "Connection: close")))[0] == 200
+    assert seen == ["asked"]
+
+
+@pytest.mark.parametrize(
     "upgrade",
     [
         ["Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAAP__"],

@@ -18,6 +18,7 @@ from quart import Quart, g, request
 from trispool.httpcounts import UNMATCHED, HttpCounts
 
 if TYPE_CHECKING:
+    import h11
     from hypercorn.config import Config
     from hypercorn.typing import HTTPScope, ResponseSummary, WWWScope
     from quart import Response as QuartResponse
@@ -102,10 +103,15 @@ class AccessLog(Logger):
         counts.seconds[route] += request_time
         counts.sent[route] += access.sent
 
-    def refused(self, status: int, client: tuple[str, int] | None) -> None:
-        """Log and count what was answered with `status` because it was no request."""
-        _log.info("http_request", method=None, status=status, client=client[0] if client else "unix")
-        self._counts.requests["", UNMATCHED, str(status)] += 1
+    def refused(
+        self, status: int, client: tuple[str, int] | None, request: h11.Request | None, route: str | None
+    ) -> None:
+        """Log and count what was answered with `status` without the application; `request`: None if it was none."""
+        method = request and request.method.decode("ascii")
+        path = request and request.target.partition(b"?")[0].decode("ascii")
+        name = client[0] if client else "unix"
+        _log.info("http_request", method=method, path=path, route=route, status=status, actor=None, client=name)
+        self._counts.requests[(method or "") if route else "", route or UNMATCHED, str(status)] += 1
 
     async def exception(self, message: str, *args: object, **kwargs: object) -> None:
         """Log the exception that is being handled: one that the application let through."""

@@ -9,15 +9,21 @@
 4. The role permits the endpoint (403). Every endpoint has to be declared; one that is not stops the application from
    being made.
 
+Most strangers bring neither token nor cookie. The server asks a `Gate` about that as soon as it has the headers of a
+request, and answers with the same 401 without the application, whose work is most of what a request costs.
+
 `HEAD` and `OPTIONS` need what the endpoint needs. Headers that override the method are not looked at by anybody.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 from quart import Quart, Response, g, request
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing import RoutingException
 
 from trispool.admin.auth import Role, bearer_token
 from trispool.admin.problems import Problem
@@ -27,11 +33,13 @@ from trispool.admin.settings import host_of
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
+    from werkzeug.routing import Map
+
     from trispool.admin.auth import Accounts
     from trispool.admin.session import Session
     from trispool.tokenfile import Token
 
-__all__ = ["Needs", "install_guard"]
+__all__ = ["GATE", "Gate", "Needs", "Stranger", "install_guard"]
 
 Needs: TypeAlias = Role | Literal["known"] | None
 """What an endpoint needs: a role; `known`: any token or session; None: nothing, it is public."""
@@ -45,7 +53,58 @@ _HEADERS: Final = {
 }
 """Of every answer whose view does not say otherwise."""
 
+GATE: Final = "trispool.gate"
+"""Where among an application's extensions the server finds its gate."""
+
+_STRANGE: Final = (
+    "A token is needed: Authorization: Bearer <the content of the file token in the state directory, or a token "
+    "made by `trispool token create`>."
+)
+_CHALLENGE: Final = 'Bearer realm="trispool"'
+
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+@dataclass(frozen=True, slots=True)
+class Stranger:
+    """A request of which it is known without looking further that nobody knows who sends it.
+
+    Attributes:
+        route: The rule that it fits, or None.
+    """
+
+    route: str | None
+
+    status = 401
+    detail = _STRANGE
+    headers = _HEADERS | {"WWW-Authenticate": _CHALLENGE}
+
+
+class Gate:
+    """Knows strangers by their headers.
+
+    Args:
+        addresses: All of them.
+        roles: What each endpoint needs.
+        hosts: Acceptable host names, or None for any.
+    """
+
+    def __init__(self, addresses: Map, roles: Mapping[str, Needs], hosts: Collection[str] | None) -> None:
+        self._addresses = addresses.bind("")
+        self._roles = roles
+        self._hosts = hosts
+
+    def stranger(self, method: str, path: str, headers: Mapping[bytes, bytes]) -> Stranger | None:
+        """Whether a request is to be refused; None: the application has to look at it."""
+        if b"authorization" in headers or b"cookie" in headers:
+            return None
+        if self._hosts is not None and host_of(headers.get(b"host", b"").decode("latin-1")) not in self._hosts:
+            return None
+        try:
+            rule, _ = self._addresses.match(path, method, return_rule=True)
+        except (HTTPException, RoutingException):
+            return Stranger(None)
+        return None if self._roles[rule.endpoint] is None else Stranger(rule.rule)
 
 
 def install_guard(
@@ -68,6 +127,7 @@ def install_guard(
     for rule in app.url_map.iter_rules():
         if rule.endpoint not in roles or rule.websocket:
             raise LookupError(f"{rule.rule}: it is not declared what {rule.endpoint} needs")
+    app.extensions[GATE] = Gate(app.url_map, roles, hosts)
 
     async def check() -> None:
         _check_host(request.headers.get("Host", ""), hosts)
@@ -120,14 +180,11 @@ def _identify(accounts: Accounts) -> tuple[Token, Session | None]:
         if entered is None:
             raise _unknown("This session is over: log in again.")
         return entered[1], entered[0]
-    raise _unknown(
-        "A token is needed: Authorization: Bearer <the content of the file token in the state directory, or a token "
-        "made by `trispool token create`>."
-    )
+    raise _unknown(_STRANGE)
 
 
 def _unknown(detail: str) -> Problem:
-    return Problem(401, detail, headers={"WWW-Authenticate": 'Bearer realm="trispool"'})
+    return Problem(401, detail, headers={"WWW-Authenticate": _CHALLENGE})
 
 
 def _check_origin(*, by_cookie: bool) -> None:

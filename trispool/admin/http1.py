@@ -8,7 +8,7 @@ for them, and Quart would route them past the guard). A client that offers to up
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from urllib.parse import unquote, urlsplit
 
 import h11
@@ -27,6 +27,8 @@ from trispool.httpcounts import HttpCounts
 if TYPE_CHECKING:
     from hypercorn.typing import H11SendableEvent
 
+    from trispool.admin.guard import Gate, Stranger
+
 __all__ = ["Http1", "HttpConfig", "problem_bytes"]
 
 _INCOMPLETE = (h11.IDLE, h11.SEND_BODY, h11.ERROR)
@@ -43,6 +45,7 @@ class HttpConfig(Config):
 
     Args:
         counts: Counts what was answered.
+        gate: Knows whom to refuse without the application; None: the application does so.
     """
 
     logger_class = AccessLog
@@ -53,21 +56,26 @@ class HttpConfig(Config):
     keep_alive_max_requests = 100_000
     """Hypercorn's 1,000 would make a producer reconnect every half second."""
 
-    def __init__(self, counts: HttpCounts | None = None) -> None:
+    def __init__(self, counts: HttpCounts | None = None, gate: Gate | None = None) -> None:
         super().__init__()
         self.counts = counts or HttpCounts()
+        self.gate = gate
 
 
 class _UnfitRequestError(Exception):
     """The request is one of HTTP, but none for the application.
 
     Args:
+        request: It.
         status: What to answer.
+        stranger: If that is all that is wrong with it.
     """
 
-    def __init__(self, status: int) -> None:
+    def __init__(self, request: h11.Request, status: int, stranger: Stranger | None = None) -> None:
         super().__init__(status)
+        self.request = request
         self.status = status
+        self.stranger = stranger
 
 
 class Http1(H11Protocol):
@@ -96,7 +104,7 @@ class Http1(H11Protocol):
         try:
             await super().handle(event)
         except _UnfitRequestError as error:
-            await self._send_error_response(error.status)
+            await self._refuse(error.status, error.request, error.stranger)
             await self.send(Closed())
 
     async def stream_send(self, event: StreamEvent) -> None:
@@ -112,9 +120,15 @@ class Http1(H11Protocol):
 
     async def _check_protocol(self, event: h11.Request) -> None:
         if event.http_version not in (b"1.0", b"1.1"):
-            raise _UnfitRequestError(505)
+            raise _UnfitRequestError(event, 505)
         if not (_is_readable_target(event.target) and all(map(_is_readable_field, event.headers))):
-            raise _UnfitRequestError(400)
+            raise _UnfitRequestError(event, 400)
+        gate = cast("HttpConfig", self.config).gate
+        if gate is not None and event.target.startswith(b"/"):
+            path = unquote(event.target.partition(b"?")[0].decode("ascii"))
+            stranger = gate.stranger(event.method.decode("ascii").upper(), path, dict(event.headers))
+            if stranger is not None:
+                raise _UnfitRequestError(event, stranger.status, stranger)
 
     async def _create_stream(self, request: h11.Request) -> None:
         if any(name == b"upgrade" for name, _ in request.headers):
@@ -143,23 +157,35 @@ class Http1(H11Protocol):
         await self.send(RawData(data))
 
     async def _send_error_response(self, status_code: int) -> None:
-        """Answer what is not a request; Hypercorn's own answer has no content.
+        """Answer what is not a request; Hypercorn's own answer has no content."""
+        await self._refuse(status_code)
+
+    async def _refuse(self, status: int, request: h11.Request | None = None, stranger: Stranger | None = None) -> None:
+        """Answer what the application does not see.
 
         In one piece: while it is sent, the application may answer the part that looked like a request.
         """
         if self.stream is None:  # else it logs what became of its request
             log = self.config.log
             assert isinstance(log, AccessLog)  # see HttpConfig
-            log.refused(status_code, self.client)
-        content = problem_bytes(status_code, _DETAILS.get(status_code, "This is not a valid HTTP/1.1 request."))
+            log.refused(status, self.client, request, stranger.route if stranger else None)
+        detail = stranger.detail if stranger else _DETAILS.get(status, "This is not a valid HTTP/1.1 request.")
+        content = problem_bytes(status, detail)
         headers = [
             (b"content-type", b"application/problem+json"),
             (b"content-length", b"%d" % len(content)),
             (b"connection", b"close"),
+            *((name.encode(), value.encode()) for name, value in (stranger.headers if stranger else {}).items()),
             *self.config.response_headers("h11"),
         ]
-        events = (h11.Response(status_code=status_code, headers=headers), h11.Data(data=content), h11.EndOfMessage())
-        await self.send(RawData(b"".join(self.connection.send(event) for event in events)))
+        events: list[H11SendableEvent] = [
+            h11.Response(status_code=status, headers=headers),
+            h11.Data(data=content),
+            h11.EndOfMessage(),
+        ]
+        if request is not None and request.method == b"HEAD":
+            del events[1]
+        await self.send(RawData(b"".join(self.connection.send(event) or b"" for event in events)))
 
 
 def _is_readable_target(target: bytes) -> bool:

@@ -20,6 +20,7 @@ from trispool.admin.accepting import accept_all
 from trispool.admin.accesslog import note_requests
 from trispool.admin.connection import CHUNK, Connection
 from trispool.admin.crowd import Crowd
+from trispool.admin.guard import GATE
 from trispool.admin.http1 import HttpConfig, problem_bytes
 from trispool.admin.settings import ServerLimits
 from trispool.admin.streams import STREAMS
@@ -96,7 +97,7 @@ class _Server:
         note_requests(app)
         self._app = ASGIWrapper(cast("ASGIFramework", app))
         self._streams: Streams | None = app.extensions.get(STREAMS)
-        self._config = HttpConfig(counts)
+        self._config = HttpConfig(counts, app.extensions.get(GATE))
         self._context = WorkerContext(None)
         self._crowd = Crowd(limits)
         self._limits = limits
