@@ -87,7 +87,7 @@ async def until(holds: Any) -> None:
     """Wait for what a thread does to the disk."""
 
     def now() -> Any:
-        with contextlib.suppress(sqlite3.OperationalError, FileNotFoundError):  # not there yet
+        with contextlib.suppress(sqlite3.DatabaseError, FileNotFoundError):  # not there yet, or damaged still
             return holds()
 
     while not await trio.to_thread.run_sync(now):  # noqa: ASYNC110 # a disk tells nobody
