@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from trispool.admin.session import Session
     from trispool.tokenfile import Token
 
-__all__ = ["GATE", "Gate", "Needs", "Stranger", "install_guard"]
+__all__ = ["GATE", "Gate", "Needs", "Stranger", "install_guard", "is_stranger"]
 
 Needs: TypeAlias = Role | Literal["known"] | None
 """What an endpoint needs: a role; `known`: any token or session; None: nothing, it is public."""
@@ -63,6 +63,11 @@ _STRANGE: Final = (
 _CHALLENGE: Final = 'Bearer realm="trispool"'
 
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+def is_stranger(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether a request with these headers, by their names in lower case, says nothing about who sends it."""
+    return b"authorization" not in headers and b"cookie" not in headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +101,7 @@ class Gate:
 
     def stranger(self, method: str, path: str, headers: Mapping[bytes, bytes]) -> Stranger | None:
         """Whether a request is to be refused; None: the application has to look at it."""
-        if b"authorization" in headers or b"cookie" in headers:
+        if not is_stranger(headers):
             return None
         if self._hosts is not None and host_of(headers.get(b"host", b"").decode("latin-1")) not in self._hosts:
             return None

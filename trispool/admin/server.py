@@ -24,6 +24,7 @@ from trispool.admin.guard import GATE
 from trispool.admin.http1 import HttpConfig, problem_bytes
 from trispool.admin.settings import ServerLimits
 from trispool.admin.streams import STREAMS
+from trispool.admin.turns import InTurn
 from trispool.bind import allowed
 from trispool.httpbind import HttpListeners, http_listeners
 
@@ -95,7 +96,7 @@ class _Server:
 
     def __init__(self, app: Quart, limits: ServerLimits, counts: HttpCounts | None) -> None:
         note_requests(app)
-        self._app = ASGIWrapper(cast("ASGIFramework", app))
+        self._app = ASGIWrapper(InTurn(cast("ASGIFramework", app)))
         self._streams: Streams | None = app.extensions.get(STREAMS)
         self._config = HttpConfig(counts, app.extensions.get(GATE))
         self._context = WorkerContext(None)

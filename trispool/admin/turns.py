@@ -1,0 +1,64 @@
+"""Strangers' requests, a few at a time: a crowd of them shall not keep those waiting who have a token.
+
+A request takes some ten turns of the loop, and each turn as long as all requests that are worked on in it: with a
+thousand of them, most of a second. So who has neither token nor cookie waits for one of few places, until his answer
+begins; to send it costs little, and may take as long as the client likes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from trispool.admin.guard import is_stranger
+
+if TYPE_CHECKING:
+    from hypercorn.typing import (
+        ASGIFramework,
+        ASGIReceiveCallable,
+        ASGIReceiveEvent,
+        ASGISendCallable,
+        ASGISendEvent,
+        Scope,
+    )
+
+__all__ = ["InTurn"]
+
+PLACES: Final = 4
+"""Requests of strangers at once; nearly all that they do is work for one processor."""
+
+
+class InTurn:
+    """An application in front of which strangers wait; to be called as it.
+
+    Args:
+        app: The application.
+    """
+
+    def __init__(self, app: ASGIFramework) -> None:
+        self._app = app
+        self._places = trio.Semaphore(PLACES)
+
+    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        """One request."""
+        if scope["type"] != "http" or not is_stranger(dict(scope["headers"])):
+            await self._app(scope, receive, send)
+            return
+        first: list[ASGIReceiveEvent] = [await receive()]
+
+        async def receive_all() -> ASGIReceiveEvent:
+            return first.pop() if first else await receive()
+
+        with contextlib.ExitStack() as place:
+            # Who has still to send a body would keep a place for as long as he likes.
+            if not first[0].get("more_body"):
+                await self._places.acquire()
+                place.callback(self._places.release)
+
+            async def send_on(event: ASGISendEvent) -> None:
+                place.close()
+                await send(event)
+
+            await self._app(scope, receive_all, send_on)
