@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
+import socket
 import sqlite3
 import threading
 import time
 from contextlib import aclosing, closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 import trio
@@ -1102,6 +1104,24 @@ async def test_a_commit_that_its_caller_has_left_and_that_fails_is_nobodys(
         assert await seen(store) == []
         await add(store, named(name))
         assert ids_of_rows(path) == await seen(store) == [name]
+
+
+async def test_without_descriptors_tasks_are_refused_and_then_kept_again(
+    path: Path, never: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_descriptors() -> NoReturn:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async with opened_behind(path) as (store, ledger):
+        (before,) = await add(store, task(1))
+        with monkeypatch.context() as patched:
+            patched.setattr(ledger._writer, "_bells", [])
+            patched.setattr(socket, "socketpair", without_descriptors)
+            (refused,) = await store.add([task(2)])
+            assert isinstance(refused, SpoolUnavailable)
+            assert "Too many open files" in str(refused)
+        (after,) = await add(store, task(3))
+        assert ids_of_rows(path) == await seen(store) == [before.id, after.id]
 
 
 async def test_who_meets_a_damaged_database_on_a_disk_that_then_hangs_can_go(

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import socket
 import threading
+from typing import NoReturn
 
 import pytest
 import trio
 import trio.testing
 
 from trispool.writethread import WriteThread
+
+
+def without_descriptors() -> NoReturn:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 async def test_jobs_are_done_in_one_thread_and_in_order() -> None:
@@ -71,6 +79,19 @@ async def test_a_caller_that_abandons_its_job_goes_at_once_and_the_next_job_wait
     with trio.fail_after(10):
         await thread.run_sync(lambda: order.append("next"))
     assert order == ["slow", "next"]
+    thread.close()
+
+
+async def test_what_finds_no_descriptor_is_not_done_and_the_caller_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    thread = WriteThread("writes")
+    done: list[int] = []
+    with monkeypatch.context() as patched, trio.fail_after(10):
+        patched.setattr(socket, "socketpair", without_descriptors)
+        with pytest.raises(OSError, match="Too many open files"):
+            await thread.run_sync(lambda: done.append(1))
+    with trio.fail_after(10):
+        await thread.run_sync(lambda: done.append(2))
+    assert done == [2]
     thread.close()
 
 

@@ -23,15 +23,25 @@ T = TypeVar("T")
 
 
 class Job(Generic[T]):
-    """What is to be done, and the bell of who waits for it. Made by `WriteThread.begin`."""
+    """What is to be done, and the bell of who waits for it. Made by `WriteThread.begin`.
 
-    __slots__ = ("_bell", "_lock", "ours", "result", "work")
+    Args:
+        work: What is to be done.
+        bell: Its two ends, ours first; None: it will not be done.
+        result: What came of it, if that is known.
+    """
 
-    def __init__(self, work: Callable[[], T], ours: socket.socket, bell: socket.socket) -> None:
+    __slots__ = ("_bell", "_lock", "result", "work")
+
+    def __init__(
+        self,
+        work: Callable[[], T],
+        bell: tuple[socket.socket, socket.socket] | None,
+        result: outcome.Outcome[T] | None = None,
+    ) -> None:
         self.work = work
-        self.ours = ours
-        self.result: outcome.Outcome[T] | None = None
-        self._bell: socket.socket | None = bell
+        self.result = result
+        self._bell = bell
         self._lock = threading.Lock()
 
     @property
@@ -41,7 +51,10 @@ class Job(Generic[T]):
 
     async def wait(self) -> None:
         """Return when it has been done. Who is cancelled meanwhile may leave that to another, one at a time."""
-        await trio.lowlevel.wait_readable(self.ours)
+        if self._bell is None:
+            await trio.lowlevel.checkpoint()
+        else:
+            await trio.lowlevel.wait_readable(self._bell[0])
 
     def run(self) -> None:
         """In the thread."""
@@ -49,21 +62,21 @@ class Job(Generic[T]):
         with self._lock:
             self.result = result
             if self._bell is not None:
-                self._bell.send(b"\0")
+                self._bell[1].send(b"\0")
 
-    def heard(self) -> tuple[socket.socket, socket.socket]:
-        """It has been waited for; gives the bell back."""
-        assert self._bell is not None
-        self.ours.recv(1)
-        return self.ours, self._bell
+    def heard(self) -> list[tuple[socket.socket, socket.socket]]:
+        """It has been waited for; gives the bell back, if there is one."""
+        if self._bell is None:
+            return []
+        self._bell[0].recv(1)
+        return [self._bell]
 
     def abandon(self) -> None:
         """Nobody waits any more; the bell is not rung from now on."""
         with self._lock:
-            if self._bell is not None:
-                self._bell.close()
-                self._bell = None
-        self.ours.close()
+            bell, self._bell = self._bell, None
+        for end in bell or ():
+            end.close()
 
 
 class Begun:
@@ -119,12 +132,19 @@ class WriteThread:
         return await self.result(self.begin(work), abandon=abandon)
 
     def begin(self, work: Callable[[], T]) -> Job[T]:
-        """The same in two steps: give it to the thread. Somebody then has to ask for the `result`."""
+        """The same in two steps: give it to the thread. Somebody then has to ask for the `result`.
+
+        Without a descriptor for a bell it is not done, and that is its result.
+        """
+        try:
+            bell = self._bells.pop() if self._bells else socket.socketpair()
+        except OSError as error:
+            return Job(work, None, outcome.Error(error))
         if self._thread is None:
             # A daemon, as Trio's own: a disk that never answers must not keep the process.
             self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             self._thread.start()
-        job = Job(work, *(self._bells.pop() if self._bells else socket.socketpair()))
+        job = Job(work, bell)
         self._jobs.put(job)
         return job
 
@@ -135,7 +155,7 @@ class WriteThread:
                 # No deadline: as with Trio's threads, what cannot be interrupted is waited for.
                 with trio.CancelScope(shield=not abandon):
                     await job.wait()
-            self._bells.append(job.heard())
+            self._bells += job.heard()
         except BaseException:
             job.abandon()
             raise
