@@ -28,7 +28,7 @@ from trispool.cli import display, main
 from trispool.cli.client import Service
 from trispool.control import Attempt, Health, Page, TaskSummary, WorkerStatus
 from trispool.errors import ConfigError, SpoolUnavailable
-from trispool.operating import TaskFilter, TaskQuery
+from trispool.operating import Action, TaskFilter, TaskQuery
 from trispool.packet import decode_vars, new_task
 from trispool.spooldir import SpoolDirectory
 from trispool.task import TaskState
@@ -487,7 +487,8 @@ def test_show_tells_all_of_a_task(api: Api) -> None:
         1, "failed", 1700000001.0, 0.5, 0.25, 4711, "hello", "ValueError: no", "Traceback\n  ValueError: no"
     )
     summary = replace(known.summary, attempts=1, last_error="ValueError: no", progress=(0.5, "half way"))
-    api.control.details["x y"] = replace(known, summary=summary, attempts=[attempt])
+    held = Attempt(1, "held", 1700000002.0, error="by ann")
+    api.control.details["x y"] = replace(known, summary=summary, attempts=[attempt, held])
     shown = good("show", "x y").splitlines()
     assert shown[0] == "id:       x y"
     assert "state:    ready" in shown
@@ -499,7 +500,9 @@ def test_show_tells_all_of_a_task(api: Api) -> None:
     assert shown[start + 1 : start + 3] == ["  one", "  two\\x1b[2J"]
     assert shown[start + 3].startswith("attempt 1: failed at ")
     assert shown[start + 3].endswith(", 0.250 s in process 4711, handler hello")
-    assert shown[start + 4 :] == ["  Traceback", "    ValueError: no"]
+    assert shown[start + 4 : -1] == ["  Traceback", "    ValueError: no"]
+    assert shown[-1].startswith("held at ")
+    assert shown[-1].endswith(" by ann")
     assert json.loads(good("show", "x y", "--json"))["history"][0]["worker_pid"] == 4711
 
 
@@ -538,6 +541,96 @@ def test_status_exits_with_1_when_nobody_answers(folder: Path) -> None:
     result = trispool("status", "--http", "unix:nowhere.sock")
     assert result.exit_code == 1
     assert result.stderr == "error: no service at unix:nowhere.sock: No such file or directory\n"
+
+
+# The operator's verbs
+
+
+@pytest.mark.parametrize(
+    ("verb", "action", "state"),
+    [
+        ("cancel", Action.CANCEL, "cancelled"),
+        ("hold", Action.HOLD, "held"),
+        ("release", Action.RELEASE, "ready"),
+        ("run-now", Action.RUN, "ready"),
+        ("retry", Action.RETRY, "ready"),
+    ],
+)
+def test_an_action_is_done_to_all_tasks_that_are_named(api: Api, verb: str, action: Action, state: str) -> None:
+    for task_id in ("x y", "b?c"):
+        api.control.add_detail(task_id, {b"a": b"b"}, b"")
+    assert good(verb, "x y", "b?c") == f"x y\t{state}\nb?c\t{state}\n"
+    assert [call[:3] for call in api.control.calls] == [("act", "x y", action), ("act", "b?c", action)]
+
+
+def test_reschedule_says_when(api: Api) -> None:
+    api.control.add_detail("x", {}, b"")
+    answer = json.loads(good("reschedule", "x", "--at", "1794139509.25", "--json"))
+    assert [(task["id"], task["state"], task["at"]) for task in answer["tasks"]] == [("x", "scheduled", 1794139509.25)]
+    assert answer["refused"] == []
+    assert trispool("reschedule", "x").exit_code == 2
+    assert trispool("reschedule", "x", "--at", "soon").exit_code == 2
+    assert len(api.control.calls) == 1
+
+
+def test_what_is_refused_for_one_task_stops_no_other_and_exits_with_1(api: Api) -> None:
+    api.control.add_detail("x", {}, b"")
+    result = trispool("hold", "no\33[2J", "x")
+    assert result.exit_code == 1
+    assert result.stdout == "x\theld\n"
+    assert result.stderr == "error: no\\x1b[2J: There is no task 'no\\x1b[2J'.\n"
+    result = trispool("hold", "no", "x", "--json")
+    assert result.exit_code == 1
+    document = json.loads(result.stdout)
+    assert [task["id"] for task in document["tasks"]] == ["x"]
+    assert document["refused"] == [{"id": "no", "error": "There is no task 'no'."}]
+
+
+def test_ids_come_from_standard_input_as_list_prints_them(api: Api) -> None:
+    for number in range(3):
+        api.control.add_detail(f"task-{number}", {}, b"")
+    api.control.page = Page([a_task(0), a_task(1)], None)
+    listed = good("list").encode()
+    assert good("cancel", "-", "task-2", stdin=listed) == "task-0\tcancelled\ntask-1\tcancelled\ntask-2\tcancelled\n"
+    assert good("cancel", "-", stdin=b"\ntask-0\n\n") == "task-0\tcancelled\n"
+    assert good("cancel", "-", stdin=b"") == ""
+
+
+def test_an_action_needs_a_task_and_a_service(folder: Path) -> None:
+    assert trispool("cancel").exit_code == 2
+    (folder / "var").mkdir()
+    (folder / "var/token").write_text(TOKEN)
+    result = trispool("cancel", "x", "y", "--http", "unix:nowhere.sock")
+    assert result.exit_code == 1
+    assert result.stderr == "error: no service at unix:nowhere.sock: No such file or directory\n"
+
+
+def test_an_action_whose_fate_is_not_known_is_said_to_be_so(folder: Path) -> None:
+    (folder / "var").mkdir()
+    (folder / "var/token").write_text(TOKEN)
+    with answering(b"") as address:
+        result = trispool("cancel", "x", "y", TRISPOOL_HTTP_BIND=address)
+    assert result.exit_code == 1
+    assert "Whether it was done is not known." in result.stderr
+
+
+def test_spools_are_paused_and_resumed(api: Api) -> None:
+    assert good("pause", "default") == "default\tpaused\tfrequency 30 s\n"
+    assert api.control.status["default"].paused
+    assert good("resume", "default") == "default\tworking\tfrequency 30 s\n"
+    assert not api.control.status["default"].paused
+    assert json.loads(good("pause", "default", "--json"))["paused"] is True
+    result = trispool("pause", "nowhere")
+    assert (result.exit_code, result.stderr) == (1, "error: There is no spool 'nowhere'.\n")
+
+
+def test_a_frequency_is_a_length_of_time(api: Api) -> None:
+    assert good("frequency", "mail", "1m30s") == "mail\tpaused\tfrequency 90 s\n"
+    assert good("frequency", "mail", "0.5") == "mail\tpaused\tfrequency 0.5 s\n"
+    assert api.control.status["mail"].frequency == 0.5
+    result = trispool("frequency", "mail", "often")
+    assert result.exit_code == 2
+    assert "'often': expected a length of time such as 5, 30s or 1h30m" in result.stderr
 
 
 def test_options_say_where_the_service_is(api: Api, folder: Path) -> None:
@@ -794,4 +887,4 @@ def test_the_command_line_starts_without_what_only_some_commands_need() -> None:
 
 def test_help_names_all_commands() -> None:
     shown = good("--help")
-    assert all(command in shown for command in ("run", "check", "put", "list", "show", "status"))
+    assert all(command in shown for command in ("run", "check", "put", "list", "show", "status", "run-now", "pause"))

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from trispool.cli.operate import COMMANDS
 from trispool.cli.run import check, run
 from trispool.cli.status import status
 from trispool.cli.tasks import list_, put, show
@@ -39,5 +40,5 @@ def main() -> None:
     """trispool: a spooler for Python."""
 
 
-for _command in (run, check, put, list_, show, status, token):
+for _command in (run, check, put, list_, show, status, *COMMANDS, token):
     main.add_command(_command)

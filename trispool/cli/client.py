@@ -17,7 +17,7 @@ from trispool.printable import printable
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["NotAnswering", "Service"]
+__all__ = ["NotAnswering", "Refused", "Service"]
 
 TIMEOUT: Final = 60.0
 """Seconds without a sign of life from a service that has taken our connection."""
@@ -61,18 +61,39 @@ class Service:
 
     def post(self, path: str, content: bytes, content_type: str) -> dict[str, Any]:
         """Send something to `path`; the answer. Raises as `get` does."""
-        return _document(self._request("POST", f"{_PREFIX}{path}", content, {"Content-Type": content_type}))
+        return _document(
+            self._request(
+                "POST",
+                f"{_PREFIX}{path}",
+                content,
+                {"Content-Type": content_type},
+                unknown=" Whether the task is kept is not known.",
+            )
+        )
+
+    def send(self, method: str, path: str, document: Mapping[str, object] | None) -> dict[str, Any]:
+        """Have something changed at `path`; the answer. Raises as `get` does."""
+        content = None if document is None else json.dumps(document).encode()
+        headers = {} if document is None else {"Content-Type": "application/json"}
+        unknown = " Whether it was done is not known."
+        return _document(self._request(method, f"{_PREFIX}{path}", content, headers, unknown=unknown))
 
     def is_healthy(self) -> tuple[bool, list[str]]:
         """Whether the service does its work, and its problems."""
         try:
             document = _document(self._request("GET", "/healthz"))
-        except _Refused as error:
+        except Refused as error:
             document = error.document
         return bool(document.get("ok")), [str(problem) for problem in document.get("problems", ())]
 
     def _request(
-        self, method: str, target: str, content: bytes | None = None, headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        target: str,
+        content: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        unknown: str = "",
     ) -> bytes:
         token = self._token()
         connection = self._connection()
@@ -90,10 +111,9 @@ class Service:
                 answer = connection.getresponse()
                 data = answer.read()
             except (OSError, http.client.HTTPException) as error:
-                what = " Whether the task is kept is not known." if method == "POST" else ""
-                raise TrispoolError(f"{self.url} broke off: {error or type(error).__name__}.{what}") from error
+                raise TrispoolError(f"{self.url} broke off: {error or type(error).__name__}.{unknown}") from error
         if answer.status >= 400:
-            raise _Refused(answer.status, data)
+            raise Refused(answer.status, data)
         return data
 
     def _token(self) -> str:
@@ -122,7 +142,7 @@ class Service:
         return http.client.HTTPSConnection(host, timeout=TIMEOUT, context=context)
 
 
-class _Refused(TrispoolError):
+class Refused(TrispoolError):
     """The service said no."""
 
     def __init__(self, status: int, data: bytes) -> None:

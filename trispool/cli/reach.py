@@ -59,6 +59,16 @@ class Reach:
         """The spool for tasks that name none."""
         return (self.places and self.places[0].name) or "default"
 
+    def needed_service(self) -> Service:
+        """The service, for what only it can do.
+
+        Raises:
+            TrispoolError: There is none to ask.
+        """
+        if self.service is None:
+            raise TrispoolError("there is no service to ask")
+        return self.service
+
     def ask(self, at_service: Callable[[Service], T], in_directories: Callable[[Sequence[Place]], T]) -> T:
         """Ask the service, or look into the directories if there is none.
 

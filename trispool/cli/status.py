@@ -8,7 +8,6 @@ import click
 
 from trispool.cli import display
 from trispool.cli.reach import Reach, reach_options
-from trispool.errors import TrispoolError
 
 __all__ = ["status"]
 
@@ -18,9 +17,7 @@ __all__ = ["status"]
 @reach_options
 def status(reach: Reach, as_json: bool) -> None:
     """Show all spools of the running service; exit code 1 if it does not answer."""
-    service = reach.service
-    if service is None:
-        raise TrispoolError("there is no service to ask")
+    service = reach.needed_service()
     spools = service.get("/spools")["spools"]
     ok, problems = service.is_healthy()
     if as_json:

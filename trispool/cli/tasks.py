@@ -212,8 +212,12 @@ def _lines(task: dict[str, Any]) -> list[str]:
         lines.append(f"body: {task['body']['size']} bytes{cut}")
         lines += _block(_content(task["body"]["preview"], keep_lines=True))
     for attempt in task["history"]:
+        when = display.moment(attempt["started_at"])
+        if not attempt["worker_pid"]:  # an operator's doing
+            lines.append(display.printable(f"{attempt['outcome']} at {when} {attempt['error'] or ''}".rstrip()))
+            continue
         lines.append(
-            f"attempt {attempt['number']}: {attempt['outcome']} at {display.moment(attempt['started_at'])},"
+            f"attempt {attempt['number']}: {attempt['outcome']} at {when},"
             f" {attempt['run_seconds']:.3f} s in process {attempt['worker_pid']}"
             + (f", handler {display.printable(attempt['handler'])}" if attempt["handler"] else "")
         )
