@@ -268,7 +268,7 @@ class Bench:
             yield f"it did not recover after a restart: {service.problem or sorted(service.witness.missing)}"
         else:
             tally.slowest = max(tally.slowest, seconds)
-        if missing := service.torn_missing():
+        if missing := service.take_torn():
             yield f"{missing} files that could not be parsed are gone"
 
     def _pids(self) -> dict[str, int]:

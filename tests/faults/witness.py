@@ -215,10 +215,19 @@ class Watched(Service):
         """The spool files that wait."""
         return list(self.spool.glob("uwsgi_spoolfile_*"))
 
-    def torn_missing(self) -> int:
-        """How many files that could not be parsed are neither where they were put nor set aside."""
-        lying = [path.read_bytes() for path in (*self.files, *self.spool.glob(".trispool/dead/*"))]
-        return sum(content not in lying for content in self.torn)
+    def take_torn(self) -> int:
+        """Take away the files that could not be parsed, which would be tried again whenever others are.
+
+        Returns:
+            How many were neither where they had been put nor set aside.
+        """
+        lying = {path: path.read_bytes() for path in (*self.files, *self.spool.glob(".trispool/dead/*"))}
+        missing = sum(content not in lying.values() for content in self.torn)
+        for path, content in lying.items():
+            if content in self.torn:
+                path.unlink(missing_ok=True)
+        self.torn.clear()
+        return missing
 
     @property
     def problem(self) -> str:
