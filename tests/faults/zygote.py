@@ -116,7 +116,11 @@ def _serve(fd: int) -> None:
     with socket.socket(fileno=fd) as orders, orders.makefile("rb") as lines:
         for line in lines:
             order = json.loads(line)
-            answer = _reap(ended, order["wait"]) if "wait" in order else _fork(order, orders)
+            if "wait" in order:
+                answer = _reap(ended, order["wait"])
+            else:
+                answer = _fork(order, orders)
+                ended.pop(answer, None)  # an orphan had the same number once, and was reaped with others
             orders.sendall(json.dumps(answer).encode() + b"\n")
     while left := children(os.getpid()):
         for pid in left:
