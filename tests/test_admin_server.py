@@ -14,6 +14,7 @@ import os
 import socket
 import ssl
 import stat
+import struct
 import weakref
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -801,3 +802,41 @@ async def test_running_out_of_descriptors_pauses_accepting(monkeypatch: pytest.M
     async with serving() as server:
         assert (await server.ask(request("GET", "/healthz", b"", "Connection: close")))[0] == 200
     assert failures == []
+
+
+KNOWN = (
+    b"GET /api/v1/spools HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
+    b"Authorization: Bearer " + TOKEN.encode() + b"\r\n\r\n"
+)
+
+
+async def test_a_body_that_does_not_come_is_waited_for_no_longer_than_any_other() -> None:
+    """Without a token, at addresses that need none: they would keep everybody out."""
+    asked = b"GET /healthz HTTP/1.1", b"POST /api/v1/session HTTP/1.1\r\nContent-Type: application/json"
+    bodies = b"Content-Length: 5", b"Transfer-Encoding: chunked"
+    async with serving(settings=AdminSettings(body_timeout=0.05), grace=0.1, max_connections=8) as server:
+        for number in range(8):
+            client = await server.connect()
+            parts = asked[number % 2], b"Host: 127.0.0.1", bodies[number // 2 % 2]
+            await client.send_all(b"\r\n".join(parts) + b"\r\n\r\n")
+        assert (await server.ask(KNOWN))[0] == 200
+
+
+async def test_clients_that_break_off_in_a_crowd_do_not_end_the_server() -> None:
+    async with serving(grace=0.2, max_connections=20, linger_seconds=0.2) as server:
+        host, port = server.url.rpartition("//")[2].split(":")
+
+        async def be_rude() -> None:
+            while True:
+                with contextlib.suppress(OSError), trio.socket.socket() as sock:
+                    await sock.connect((host, int(port)))
+                    await sock.send(b"GET / HT")
+                    await trio.sleep(0.1)
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    await sock.send(b"\0\r\n\r\n")
+
+        with trio.move_on_after(3):
+            async with trio.open_nursery() as nursery:
+                for _ in range(60):
+                    nursery.start_soon(be_rude)
+        assert (await server.ask(KNOWN))[0] == 200

@@ -107,7 +107,7 @@ class AccessLog(Logger):
         self, status: int, client: tuple[str, int] | None, request: h11.Request | None, route: str | None
     ) -> None:
         """Log and count what was answered with `status` without the application; `request`: None if it was none."""
-        method = request and request.method.decode("ascii")
+        method = request and request.method.decode("ascii").upper()
         path = request and request.target.partition(b"?")[0].decode("ascii")
         name = client[0] if client else "unix"
         _log.info("http_request", method=method, path=path, route=route, status=status, actor=None, client=name)

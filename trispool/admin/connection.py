@@ -172,6 +172,7 @@ class Connection:
                 is_sent = False
         if not is_sent:
             self._finished = True
+            self._crowd.forget(self._reading)  # a closed socket cannot be asked for what has come
             self._reading.cancel()  # it may be waiting for its turn to hand over the next request
             self._socket.close()
             await self._protocol.handle(Closed())

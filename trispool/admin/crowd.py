@@ -48,6 +48,8 @@ had not read the pages they had asked for left 350 MB behind."""
 class Crowd:
     """See the module. The one owner of what connections share; changes only between two awaits.
 
+    Of a connection that waits here the socket is open: before it is closed, `forget` is called.
+
     Args:
         limits: What each may do.
 

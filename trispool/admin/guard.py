@@ -67,7 +67,7 @@ _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 def is_stranger(headers: Mapping[bytes, bytes]) -> bool:
     """Whether a request with these headers, by their names in lower case, says nothing about who sends it."""
-    return b"authorization" not in headers and b"cookie" not in headers
+    return b"authorization" not in headers and COOKIE.encode() not in headers.get(b"cookie", b"")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
 """Strangers' requests, a few at a time: a crowd of them shall not keep those waiting who have a token.
 
 A request takes some ten turns of the loop, and each turn as long as all requests that are worked on in it: with a
-thousand of them, most of a second. So who has neither token nor cookie waits for one of few places, until his answer
-begins; to send it costs little, and may take as long as the client likes.
+thousand of them, most of a second. So who shows neither token nor cookie waits for one of few places, until his answer
+begins; to send it costs little, and may take as long as the client likes. Whether the token is good is not asked here:
+this is for crowds, not against somebody who means it.
 """
 
 from __future__ import annotations
@@ -15,14 +16,9 @@ import trio
 from trispool.admin.guard import is_stranger
 
 if TYPE_CHECKING:
-    from hypercorn.typing import (
-        ASGIFramework,
-        ASGIReceiveCallable,
-        ASGIReceiveEvent,
-        ASGISendCallable,
-        ASGISendEvent,
-        Scope,
-    )
+    from collections.abc import Mapping
+
+    from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 
 __all__ = ["InTurn"]
 
@@ -43,17 +39,13 @@ class InTurn:
 
     async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """One request."""
-        if scope["type"] != "http" or not is_stranger(dict(scope["headers"])):
+        headers = dict(scope["headers"]) if scope["type"] == "http" else {}
+        if scope["type"] != "http" or not is_stranger(headers):
             await self._app(scope, receive, send)
             return
-        first: list[ASGIReceiveEvent] = [await receive()]
-
-        async def receive_all() -> ASGIReceiveEvent:
-            return first.pop() if first else await receive()
-
         with contextlib.ExitStack() as place:
-            # Who has still to send a body would keep a place for as long as he likes.
-            if not first[0].get("more_body"):
+            # Who has still to send a body would keep a place for as long as he likes; few addresses take one.
+            if not _has_body(headers):
                 await self._places.acquire()
                 place.callback(self._places.release)
 
@@ -61,4 +53,8 @@ class InTurn:
                 place.close()
                 await send(event)
 
-            await self._app(scope, receive_all, send_on)
+            await self._app(scope, receive, send_on)
+
+
+def _has_body(headers: Mapping[bytes, bytes]) -> bool:
+    return b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
