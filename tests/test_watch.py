@@ -632,3 +632,23 @@ async def test_events_that_cannot_be_read_are_looked_for_by_a_scan(
         assert await spool.next() is None
         assert not errors
         assert (await spool.told_of(name)) is not None
+
+
+async def test_a_priority_directory_that_was_moved_away_says_nothing_of_the_one_in_its_place(tmp_path: Path) -> None:
+    async with watching(tmp_path) as spool:
+        name = new_name()
+        (spool.path / "5").mkdir()
+        assert await spool.next() is None
+        os.rename(spool.prepare(name), spool.path / "5" / name)
+        await spool.told_after_all(f"5/{name}")
+        os.rename(spool.path / "5", spool.outside / "5")
+        shutil.copytree(spool.outside / "5", spool.path / "5")
+        while await spool.next() is not None:
+            pass
+        shutil.rmtree(spool.outside / "5")
+        end = new_name()
+        os.rename(spool.prepare(end), spool.path / end)
+        told: dict[str, Entry | None] = {}
+        while end not in told:
+            told |= dict(await spool.next() or ())
+        assert told.get(f"5/{name}", "nothing") is not None

@@ -201,10 +201,15 @@ class DirectoryWatch:
             is_seen = False
         (self._blind.discard if is_seen else self._blind.add)(folder)
 
-    def _drop(self, folder: str) -> None:
+    def _drop(self, inotify: inotify_simple.INotify, folder: str) -> None:
         """It is no longer there."""
         self._blind.discard(folder)
         self._places.pop(folder, None)
+        # If it was moved away, what happens in it there would be told of what takes its place.
+        for watch in [watch for watch, watched in self._folders.items() if watched == folder]:
+            del self._folders[watch]
+            with contextlib.suppress(OSError):  # of what has been deleted
+                inotify.rm_watch(watch)
 
     def _digest(self, inotify: inotify_simple.INotify, data: bytes) -> tuple[dict[str, int], bool]:
         """Read some events.
@@ -242,7 +247,7 @@ class DirectoryWatch:
             elif mask & _ISDIR:
                 if not folder and spoolfile.is_priority_name(name) is not None:
                     if mask & _GONE:
-                        self._drop(name)
+                        self._drop(inotify, name)
                     if mask & (_CREATE | _MOVED_TO):
                         self._add(inotify, name)
                     # What was put there before, or has gone with it.
