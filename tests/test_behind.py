@@ -1181,12 +1181,41 @@ async def test_who_goes_in_the_moment_of_the_answer_has_its_task_looked_for(
 async def test_a_commit_that_hangs_does_not_keep_the_service_from_ending(
     path: Path, never: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(behind_module, "CLOSE_SECONDS", 0.01)
+    monkeypatch.setattr(commits_module, "CLOSE_SECONDS", 0.01)
     monkeypatch.setattr("trispool.ledger.FLUSH_SECONDS", 0.01)
     async with opened_behind(path) as (store, _):
         disk = Hanging(monkeypatch, LedgerFile, "write")
         await disk.give_up(store, task(1))
     disk.go_on.set()
+
+
+async def test_nor_if_others_wait_to_be_written_out(path: Path, soon: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commits_module, "CLOSE_SECONDS", 0.01)
+    monkeypatch.setattr("trispool.ledger.FLUSH_SECONDS", 0.01)
+    with trio.fail_after(15):
+        async with opened_behind(path) as (store, _):
+            with monkeypatch.context() as patched:
+                patched.setattr(outgoing_module, "WAIT_SECONDS", 1e6)
+                await add(store, task(1))
+            disk = Hanging(monkeypatch, LedgerFile, "write")
+            await disk.give_up(store, task(2))
+            await trio.sleep(0.05)  # it looks whether the database is still there, before it writes out
+    disk.go_on.set()
+
+
+async def test_what_was_begun_before_the_end_does_not_wait_for_what_waits_for_it(
+    path: Path, soon: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with trio.fail_after(15):
+        async with opened_behind(path) as (store, _):
+            publishing = Hanging(monkeypatch, writeout, "publish")
+            await add(store, task(1))
+            await publishing.begun.wait()
+            disk = Hanging(monkeypatch, LedgerFile, "write")
+            await disk.give_up(store, task(2))
+            threading.Timer(0.2, disk.go_on.set).start()
+            publishing.go_on.set()
+    assert len(files(path)) == 2
 
 
 async def test_a_file_that_is_written_when_its_caller_has_gone_is_looked_for(

@@ -140,7 +140,7 @@ class Ledger:
             SpoolUnavailable: It cannot be opened.
         """
         try:
-            await self._writer.run_sync(self._file.reopen)
+            await self._writer.run_sync(self._file.reopen, abandon=True)
         except (sqlite3.Error, OSError, Damaged) as error:
             raise SpoolUnavailable(f"{self._path} cannot be opened: {error}") from error
         return self._file.generation
@@ -166,7 +166,7 @@ class Ledger:
                 raise SpoolUnavailable(f"the task could not be written: {error}") from error
             raise error
 
-        return Begun(job, end)
+        return Begun(job, end, self._flushing.release)
 
     async def commit(self, added: Sequence[IncomingRow], *, generation: int, durable: bool) -> None:
         """Add rows to the table `incoming`, all or none, together with what else has to be written.

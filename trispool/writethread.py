@@ -6,6 +6,7 @@ turns of the loop until the caller goes on; here the thread rings a bell, a sock
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import socket
 import threading
@@ -54,7 +55,8 @@ class Job(Generic[T]):
         if self._bell is None:
             await trio.lowlevel.checkpoint()
         else:
-            await trio.lowlevel.wait_readable(self._bell[0])
+            with contextlib.suppress(trio.ClosedResourceError):  # it has been abandoned meanwhile
+                await trio.lowlevel.wait_readable(self._bell[0])
 
     def run(self) -> None:
         """In the thread."""
@@ -72,11 +74,14 @@ class Job(Generic[T]):
         return [self._bell]
 
     def abandon(self) -> None:
-        """Nobody waits any more; the bell is not rung from now on."""
+        """Who waits shall wait no more. Whether it is done is not known; for who asks it has failed."""
         with self._lock:
             bell, self._bell = self._bell, None
-        for end in bell or ():
-            end.close()
+            self.result = self.result or outcome.Error(TimeoutError("the disk does not answer"))
+        if bell is not None:
+            trio.lowlevel.notify_closing(bell[0])
+            for end in bell:
+                end.close()
 
 
 class Begun:
@@ -85,12 +90,14 @@ class Begun:
     Args:
         job: What the thread was given.
         end: Does what is left to do.
+        give_up: Called instead, when it is abandoned.
     """
 
-    __slots__ = ("_job", "end")
+    __slots__ = ("_give_up", "_job", "end")
 
-    def __init__(self, job: Job[Any] | None, end: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, job: Job[Any] | None, end: Callable[[], Awaitable[None]], give_up: Callable[[], object]) -> None:
         self._job = job
+        self._give_up = give_up
         self.end = end
 
     @property
@@ -107,6 +114,7 @@ class Begun:
         """Nobody will see to the end of it."""
         if self._job is not None:
             self._job.abandon()
+        self._give_up()
 
 
 class WriteThread:
@@ -142,8 +150,9 @@ class WriteThread:
             return Job(work, None, outcome.Error(error))
         if self._thread is None:
             # A daemon, as Trio's own: a disk that never answers must not keep the process.
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            thread.start()
+            self._thread = thread
         job = Job(work, bell)
         self._jobs.put(job)
         return job

@@ -4,7 +4,7 @@ Rules it keeps:
 
 1. All tasks of one call are in one transaction.
 2. Who waits for a commit can always be cancelled: a disk may hang. What has been begun goes on, and `run_commits` sees
-   to its end. A scan then finds the tasks, which nobody else knows of.
+   to its end, also when it is cancelled itself. A scan then finds the tasks, which nobody else knows of.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ __all__ = ["Call", "Commits", "closing"]
 
 MAX_COMMIT: Final = 10_000
 """Tasks in one transaction, or those of one call. With more, the first would wait longer than it saves."""
+
+CLOSE_SECONDS: Final = 10.0
+"""How long, at the end, to wait for a commit that has been begun."""
 
 MAX_CALLS: Final = 4096
 """Calls that may wait; further ones wait to be let in."""
@@ -72,6 +75,7 @@ class Commits:
 
     Attributes:
         is_open: Whether calls are answered.
+        hangs: Whether the last commit has been given up, since the disk hangs.
         named: The names of tasks on their way into the database that were given by whoever enqueues them.
     """
 
@@ -79,6 +83,7 @@ class Commits:
         self, rows: Incoming, tenure: Tenure, outgoing: Outgoing, recovered: Callable[[], None], *, accepts: bool
     ) -> None:
         self.is_open = accepts
+        self.hangs = False
         self.named: set[str] = set()
         self._rows = rows
         self._tenure = tenure
@@ -136,9 +141,12 @@ class Commits:
             self.is_open = False
             calls, self._calls = self._calls, []
             self._answer(calls, closing())
+            # Now, as others that end at the same time may wait for what has been begun.
+            with trio.move_on_after(CLOSE_SECONDS, shield=True):
+                await self._end_last()
 
-    async def committed(self) -> None:
-        """Return when no commit is under way. At the end: who is cancelled here gives up one that hangs."""
+    async def _end_last(self) -> None:
+        """See to the end of what has been begun; who is cancelled here gives up a commit that hangs."""
         try:
             while self._is_committing or self._left:
                 if self._is_committing:
@@ -147,8 +155,10 @@ class Commits:
                     await self._commit_some()
         finally:
             if self._left:
-                self._left.begun.abandon()
-                self._answer(self._left.calls, closing())
+                left, self._left = self._left, None
+                self.hangs = True
+                left.begun.abandon()
+                self._answer(left.calls, closing())
 
     async def _commit_some(self, *, is_caller: bool = False) -> None:
         """Commit what waits longest, or see to the end of a commit that has been left.
