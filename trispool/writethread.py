@@ -62,8 +62,8 @@ class Job(Generic[T]):
         """In the thread."""
         result = outcome.capture(self.work)
         with self._lock:
-            self.result = result
-            if self._bell is not None:
+            if self._bell is not None:  # else it has been abandoned, and counts as failed
+                self.result = result
                 self._bell[1].send(b"\0")
 
     def heard(self) -> list[tuple[socket.socket, socket.socket]]:
