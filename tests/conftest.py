@@ -36,6 +36,20 @@ def spool(tmp_path: Path) -> Iterator[SpoolDirectory]:
 
 
 @pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is synced from now on, by path."""
+    paths: list[str] = []
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        paths.append(os.readlink(f"/proc/self/fd/{fd}"))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    return paths
+
+
+@pytest.fixture
 def gate(tmp_path: Path) -> Iterator[Gate]:
     """By which handlers tell a test where they are, and wait for it."""
     made = Gate(tmp_path / "gate")

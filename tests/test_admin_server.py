@@ -804,12 +804,6 @@ async def test_running_out_of_descriptors_pauses_accepting(monkeypatch: pytest.M
     assert failures == []
 
 
-KNOWN = (
-    b"GET /api/v1/spools HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
-    b"Authorization: Bearer " + TOKEN.encode() + b"\r\n\r\n"
-)
-
-
 async def test_a_body_that_does_not_come_is_waited_for_no_longer_than_any_other() -> None:
     """Without a token, at addresses that need none: they would keep everybody out."""
     asked = b"GET /healthz HTTP/1.1", b"POST /api/v1/session HTTP/1.1\r\nContent-Type: application/json"
@@ -819,7 +813,7 @@ async def test_a_body_that_does_not_come_is_waited_for_no_longer_than_any_other(
             client = await server.connect()
             parts = asked[number % 2], b"Host: 127.0.0.1", bodies[number // 2 % 2]
             await client.send_all(b"\r\n".join(parts) + b"\r\n\r\n")
-        assert (await server.ask(KNOWN))[0] == 200
+        assert (await server.ask(request("GET", "/api/v1/spools", b"", "Connection: close")))[0] == 200
 
 
 async def test_clients_that_break_off_in_a_crowd_do_not_end_the_server() -> None:
@@ -839,4 +833,4 @@ async def test_clients_that_break_off_in_a_crowd_do_not_end_the_server() -> None
             async with trio.open_nursery() as nursery:
                 for _ in range(60):
                     nursery.start_soon(be_rude)
-        assert (await server.ask(KNOWN))[0] == 200
+        assert (await server.ask(request("GET", "/api/v1/spools", b"", "Connection: close")))[0] == 200

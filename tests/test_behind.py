@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 import socket
@@ -11,13 +10,14 @@ import sqlite3
 import threading
 import time
 from contextlib import aclosing, closing
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 import trio.testing
 
 from tests.behind_support import opened_behind
+from tests.test_writethread import without_descriptors
 from trispool import incomingfile, spoolfile, writeout
 from trispool.claimed import Locked
 from trispool.errors import SpoolUnavailable, TaskRefused
@@ -1109,9 +1109,6 @@ async def test_a_commit_that_its_caller_has_left_and_that_fails_is_nobodys(
 async def test_without_descriptors_tasks_are_refused_and_then_kept_again(
     path: Path, never: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def without_descriptors() -> NoReturn:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-
     async with opened_behind(path) as (store, ledger):
         (before,) = await add(store, task(1))
         with monkeypatch.context() as patched:

@@ -57,15 +57,9 @@ async def targets(state: State, **wanted: str) -> list[str]:
     return [row.target for row in (await state.audit.page(**wanted)).rows]
 
 
-def test_a_new_folder_and_those_above_it_reach_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    synced: list[str] = []
-    real = os.fsync
-
-    def fsync(fd: int) -> None:
-        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
-        real(fd)
-
-    monkeypatch.setattr(os, "fsync", fsync)
+def test_a_new_folder_and_those_above_it_reach_the_disk(
+    tmp_path: Path, synced: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     file = StateFile("a/state/state.db")
     file.open()

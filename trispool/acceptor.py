@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 from socket import SocketType
 from typing import TYPE_CHECKING, Final
 
-from trispool.bind import allowed
+from trispool.bind import ERRORS_OF_ONE_CONNECTION, SHORT_OF_RESOURCES, allowed
 from trispool.connection import Connection
 from trispool.errors import SpoolUnavailable, TaskRefused
 
@@ -23,14 +22,6 @@ __all__ = ["Acceptor"]
 
 RECEIVE_BYTES: Final = 0xFFFF + 4
 """Of a request that is refused at once: a packet of the largest size, to see whether a web server has sent it."""
-
-_SHORT_OF_RESOURCES: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-
-_ERRORS_OF_ONE_CONNECTION: Final = {
-    *(errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ENOPROTOOPT, errno.ENETDOWN, errno.ENETUNREACH),
-    *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENONET, errno.EOPNOTSUPP, errno.EINTR),
-}
-"""accept(2): Linux passes on errors that the new connection has met already; they say nothing about the socket."""
 
 
 class Acceptor:
@@ -64,11 +55,11 @@ class Acceptor:
             except BlockingIOError:
                 break
             except OSError as error:
-                if error.errno in _SHORT_OF_RESOURCES:
+                if error.errno in SHORT_OF_RESOURCES:
                     self._intake.count("resources", "", f"accepting pauses: {error}")
                     self.is_short = True
                     break
-                if error.errno in _ERRORS_OF_ONE_CONNECTION:
+                if error.errno in ERRORS_OF_ONE_CONNECTION:
                     continue
                 raise
             self.accepted += 1

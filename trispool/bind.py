@@ -25,7 +25,7 @@ from trispool.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
-__all__ = ["BoundSockets", "allowed", "bound_sockets"]
+__all__ = ["ERRORS_OF_ONE_CONNECTION", "SHORT_OF_RESOURCES", "BoundSockets", "allowed", "bound_sockets"]
 
 BACKLOG: Final = 4096
 """Connections that wait to be accepted, while a commit holds us up. The kernel takes what `somaxconn` allows."""
@@ -33,6 +33,18 @@ BACKLOG: Final = 4096
 DEFER_SECONDS: Final = 5
 """The kernel shows us a TCP connection only with its first data, or after about so long without: a silent client costs
 nothing, and the first read finds what it wants."""
+
+
+SHORT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""accept(2): to go on at once would not help."""
+
+ERRORS_OF_ONE_CONNECTION: Final = frozenset(
+    {
+        *(errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ENOPROTOOPT, errno.ENETDOWN, errno.ENETUNREACH),
+        *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENONET, errno.EOPNOTSUPP, errno.EINTR),
+    }
+)
+"""accept(2): Linux passes on errors that the new connection has met already; they say nothing about the socket."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,14 @@ is no room for one more, those that connect wait in the kernel's queue, at no co
 from __future__ import annotations
 
 import contextlib
-import errno
 import socket
 import time
 from typing import TYPE_CHECKING, Final
 
 import structlog
 import trio
+
+from trispool.bind import ERRORS_OF_ONE_CONNECTION, SHORT_OF_RESOURCES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,24 +32,6 @@ TURN_SECONDS: Final = 0.003
 
 PAUSE_SECONDS: Final = 0.1
 """How long not to accept when descriptors or memory are short; as Trio's `serve_listeners`."""
-
-_SHORT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
-
-_ERRORS_OF_ONE_CONNECTION: Final = frozenset(
-    {
-        errno.ECONNABORTED,
-        errno.EPERM,
-        errno.ENETDOWN,
-        errno.EPROTO,
-        errno.ENOPROTOOPT,
-        errno.EHOSTDOWN,
-        errno.ENONET,
-        errno.EHOSTUNREACH,
-        errno.EOPNOTSUPP,
-        errno.ENETUNREACH,
-    }
-)
-"""accept(2): Linux passes on errors that the new connection has met already; they say nothing about the socket."""
 
 _log = structlog.get_logger()
 
@@ -80,11 +63,11 @@ async def accept_all(
                 except BlockingIOError:
                     break
                 except OSError as error:
-                    if error.errno in _SHORT_OF_RESOURCES:
+                    if error.errno in SHORT_OF_RESOURCES:
                         _log.error("http_accepting_pauses", reason=str(error), seconds=PAUSE_SECONDS)
                         await trio.sleep(PAUSE_SECONDS)
                         break
-                    if error.errno in _ERRORS_OF_ONE_CONNECTION:
+                    if error.errno in ERRORS_OF_ONE_CONNECTION:
                         continue
                     raise
                 with contextlib.ExitStack() as stack:

@@ -39,8 +39,7 @@ class InTurn:
 
     async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """One request."""
-        headers = dict(scope["headers"]) if scope["type"] == "http" else {}
-        if scope["type"] != "http" or not is_stranger(headers):
+        if scope["type"] != "http" or not is_stranger(headers := dict(scope["headers"])):
             await self._app(scope, receive, send)
             return
         with contextlib.ExitStack() as place:

@@ -12,8 +12,7 @@ import click
 
 from trispool.cli import display
 from trispool.cli.reach import reach_options
-from trispool.cli.when import WHEN
-from trispool.quantities import read_seconds
+from trispool.cli.when import WHEN, Length
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -22,21 +21,11 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS"]
 
+_FREQUENCY: Final = Length("a length of time such as 5, 30s or 1h30m", may_be_zero=True)
+
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _ids_argument = click.argument("ids", metavar="ID...", nargs=-1, required=True)
 _spool_argument = click.argument("spool", metavar="SPOOL")
-
-
-class _Length(click.ParamType[float]):
-    """A length of time; see `read_seconds`."""
-
-    name = "length"
-
-    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            return read_seconds(value)
-        except ValueError:
-            self.fail(f"{value!r}: expected a length of time such as 5, 30s or 1h30m", param, ctx)
 
 
 # Tasks
@@ -119,7 +108,7 @@ def resume(reach: Reach, spool: str, as_json: bool) -> None:
 
 @click.command()
 @_spool_argument
-@click.argument("seconds", metavar="SECONDS", type=_Length())
+@click.argument("seconds", metavar="SECONDS", type=_FREQUENCY)
 @_json_option
 @reach_options
 def frequency(reach: Reach, spool: str, seconds: float, as_json: bool) -> None:

@@ -8,15 +8,15 @@ import functools
 import os
 import pwd
 import time
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
 from trispool.cli import display
 from trispool.cli.reach import config_option
 from trispool.cli.run import DEFAULT_CONFIG, read_config
+from trispool.cli.when import Length
 from trispool.errors import TrispoolError
-from trispool.quantities import read_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,22 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["token"]
 
+_LIFETIME: Final = Length("a length of time above 0, such as 12h or 90d")
+
 T = TypeVar("T")
-
-
-class _Length(click.ParamType[float]):
-    """A length of time above 0, in seconds."""
-
-    name = "length"
-
-    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            seconds = value if isinstance(value, float) else read_seconds(value)
-        except ValueError:
-            seconds = 0.0
-        if seconds <= 0:
-            self.fail(f"{value!r}: expected a length of time above 0, such as 12h or 90d", param, ctx)
-        return seconds
 
 
 class _StateDir:
@@ -122,7 +109,12 @@ def token() -> None:
     required=True,
     help="view: look; enqueue: add tasks and nothing else; operate: everything.",
 )
-@click.option("--expires", type=_Length(), metavar="LENGTH", help="Accepted for so long, as 12h or 90d; else for ever.")
+@click.option(
+    "--expires",
+    type=_LIFETIME,
+    metavar="LENGTH",
+    help="Accepted for so long, as 12h or 90d; else for ever.",
+)
 @_json_option
 @_with_state_dir
 def create(state: _StateDir, name: str, role: str, expires: float | None, as_json: bool) -> None:

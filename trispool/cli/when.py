@@ -1,7 +1,8 @@
-"""Moments as people type them."""
+"""Moments and lengths of time as people type them."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from datetime import datetime
@@ -14,7 +15,7 @@ from trispool.quantities import read_seconds
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["WHEN", "read_when"]
+__all__ = ["WHEN", "Length", "read_when"]
 
 _UNIX: Final = re.compile(r"[0-9]{1,12}(\.[0-9]{0,9})?")
 
@@ -55,3 +56,25 @@ class _When(click.ParamType[float]):
 
 
 WHEN: Final = _When()
+
+
+class Length(click.ParamType[float]):
+    """A length of time, in seconds; see `read_seconds`.
+
+    Args:
+        expected: What to say to something else.
+        may_be_zero: Whether there may be none.
+    """
+
+    name = "length"
+
+    def __init__(self, expected: str, *, may_be_zero: bool = False) -> None:
+        self._expected = expected
+        self._may_be_zero = may_be_zero
+
+    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        with contextlib.suppress(ValueError):
+            seconds = read_seconds(value)
+            if seconds or self._may_be_zero:
+                return seconds
+        self.fail(f"{value!r}: expected {self._expected}", param, ctx)

@@ -133,10 +133,7 @@ class Commits:
                 await self._work.wait()
                 self._work = trio.Event()
                 while self._calls or self._left:
-                    if self._is_committing:
-                        await self._committed.park()
-                    else:
-                        await self._commit_some()
+                    await self._go_on()
         finally:
             self.is_open = False
             calls, self._calls = self._calls, []
@@ -149,16 +146,20 @@ class Commits:
         """See to the end of what has been begun; who is cancelled here gives up a commit that hangs."""
         try:
             while self._is_committing or self._left:
-                if self._is_committing:
-                    await self._committed.park()
-                else:
-                    await self._commit_some()
+                await self._go_on()
         finally:
             if self._left:
                 left, self._left = self._left, None
                 self.hangs = True
                 left.begun.abandon()
                 self._answer(left.calls, closing())
+
+    async def _go_on(self) -> None:
+        """Wait for the commit that is under way, or make the next one."""
+        if self._is_committing:
+            await self._committed.park()
+        else:
+            await self._commit_some()
 
     async def _commit_some(self, *, is_caller: bool = False) -> None:
         """Commit what waits longest, or see to the end of a commit that has been left.

@@ -169,10 +169,9 @@ class DirectoryWatch:
         inotify = self._inotify
         if inotify is None or inotify.closed:
             return
-        for watch in self._folders:
-            with contextlib.suppress(OSError):  # of what has been deleted
-                inotify.rm_watch(watch)
-        self._folders, self._places, self._blind = {}, {}, set()
+        for watch in [*self._folders]:
+            self._unwatch(inotify, watch)
+        self._places, self._blind = {}, set()
         self._add(inotify, "")
         self._opened.watched()
         try:
@@ -207,9 +206,12 @@ class DirectoryWatch:
         self._places.pop(folder, None)
         # If it was moved away, what happens in it there would be told of what takes its place.
         for watch in [watch for watch, watched in self._folders.items() if watched == folder]:
-            del self._folders[watch]
-            with contextlib.suppress(OSError):  # of what has been deleted
-                inotify.rm_watch(watch)
+            self._unwatch(inotify, watch)
+
+    def _unwatch(self, inotify: inotify_simple.INotify, watch: int) -> None:
+        del self._folders[watch]
+        with contextlib.suppress(OSError):  # of what has been deleted
+            inotify.rm_watch(watch)
 
     def _digest(self, inotify: inotify_simple.INotify, data: bytes) -> tuple[dict[str, int], bool]:
         """Read some events.
